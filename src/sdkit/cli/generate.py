@@ -1,0 +1,225 @@
+"""``sdkit generate`` and ``sdkit rerun``."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdkit.errors import FileError, InvalidRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sdkit.pipelines import Pipeline, Result
+    from sdkit.request import Request
+
+__all__ = ["generate", "rerun"]
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """``WxH`` in pixels."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """(width, height)."""
+        match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size; write width x height in pixels, for example 128x128.", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--model", default="emoji", show_default=True, help="Registered name, folder or .safetensors file.")
+@click.option("--negative", default="", metavar="TEXT", help="What to move away from.")
+@click.option("--steps", type=int, metavar="N", help="Number of steps [default: the model's, 50 as a rule].")
+@click.option("--scheduler", metavar="NAME", help="Solver; parameters may follow: 'ddim(eta=0.5)'.")
+@click.option("--spacing", metavar="NAME", help="Which levels to visit: uniform, trailing, karras, ...")
+@click.option("--guidance", type=float, metavar="F", help="How closely to follow the prompt; 1 is no guidance.")
+@click.option("--seed", type=int, metavar="N", help="Seed of the first image [default: a new one each time].")
+@click.option("--count", type=int, default=1, show_default=True, help="Number of images, seeds counted up.")
+@click.option("--size", type=Size(), help="Picture size [default: the model's].")
+@click.option("--image", metavar="FILE", help="Picture to start from.")
+@click.option("--strength", type=float, metavar="F", help="How much of --image to redo, above 0 to 1 [default: 0.6].")
+@click.option("--mask", metavar="FILE", help="White where to paint over --image; black is kept exactly.")
+@click.option("--fit", is_flag=True, help="Resize --image and --mask to the picture size first.")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch writes it.")
+@click.option("--out", metavar="FILE", help="PNG to write [default: named after the prompt and seed].")
+@click.option("--sheet", metavar="FILE", help="Also write all images as one contact sheet.")
+@click.option(
+    "--metadata",
+    type=click.Choice(["full", "a1111", "none"]),
+    default="full",
+    show_default=True,
+    help="What to write into the file about how it was made.",
+)
+def generate(
+    prompt: str,
+    model: str,
+    negative: str,
+    steps: int | None,
+    scheduler: str | None,
+    spacing: str | None,
+    guidance: float | None,
+    seed: int | None,
+    count: int,
+    size: tuple[int, int] | None,
+    image: str | None,
+    strength: float | None,
+    mask: str | None,
+    fit: bool,
+    device: str,
+    out: str | None,
+    sheet: str | None,
+    metadata: Any,
+) -> None:
+    """Make pictures of PROMPT."""
+    if count < 1:
+        raise InvalidRequest(f"--count must be at least 1, not {count}.")
+    seed = _new_seed() if seed is None else seed
+    target = Path(out) if out is not None else _free_name(prompt, seed)
+    for file in (target, *([Path(sheet)] if sheet else [])):
+        _check_target(file)
+
+    from sdkit.request import Request  # everything cheap is checked before a model is loaded
+
+    request = Request(
+        prompt,
+        negative=negative,
+        seeds=tuple(range(seed, seed + count)),
+        size=None if fit else size,
+        scheduler=scheduler,
+        spacing=spacing,
+        steps=steps,
+        guidance=guidance,
+        image=image,
+        strength=0.6 if image is not None and strength is None else strength,
+        mask=None if fit else mask,
+    )
+
+    import sdkit
+
+    loaded = sdkit.load(model, device=device)
+    _hints(loaded.encoder, prompt)
+    pipe = sdkit.pipeline(loaded)
+    if fit:
+        request = _fitted(request, size or loaded.spec.latent.size, mask)
+    result = _run(pipe, request)
+    for name in result.save(target, metadata=metadata):
+        click.echo(str(name))
+    if sheet:
+        click.echo(str(_save_sheet(result, Path(sheet))))
+
+
+@click.command()
+@click.argument("file")
+@click.option("--model", metavar="NAME", help="Model to use, if not the one the file names.")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch writes it.")
+@click.option("--out", metavar="FILE", help="Where to write the picture [default: FILE with -rerun].")
+def rerun(file: str, model: str | None, device: str, out: str | None) -> None:
+    """Make the picture in FILE again, from the manifest inside it, and say whether the pixels are the same.
+
+    Exit code 1 if they are not (another machine or version of torch can change last bits).
+    """
+    source = Path(file)
+    target = Path(out) if out is not None else source.with_name(f"{source.stem}-rerun.png")
+    _check_target(target)
+
+    from sdkit.manifest import read_manifest
+
+    manifest = read_manifest(source)
+
+    import sdkit
+
+    loaded = sdkit.load(model or manifest.model, device=device) if model or manifest.model else None
+    again = sdkit.rerun(source, model=loaded, device=device)
+    again.result.save(target, index=again.manifest.index)
+    click.echo(str(target))
+    if again.same:
+        click.echo("same pixels", err=True)
+        return
+    there = ", ".join(f"{name} {version}" for name, version in again.manifest.versions.items())
+    click.echo(f"the pixels differ from the file's, which was made with {there} on {again.manifest.device}", err=True)
+    raise SystemExit(1)
+
+
+def _run(pipe: Pipeline[str, Any, Any], request: Request) -> Result:
+    """The result, with a progress bar (steps, time left) on stderr where that is a terminal."""
+    from sdkit.pipelines import ResultEvent
+
+    plan = pipe.plan(request)
+    steps = len(plan.grid) - 1
+    with click.progressbar(
+        length=steps, label="denoising", file=sys.stderr, show_pos=True, hidden=not sys.stderr.isatty()
+    ) as bar:
+        for event in pipe.stream(request):
+            if isinstance(event, ResultEvent):
+                return event.result
+            bar.update(1)
+    raise AssertionError("a stream ends with its result")
+
+
+def _hints(encoder: object, prompt: str) -> None:
+    """What the model's encoder has to say about the prompt (words it does not know), on stderr."""
+    hints = getattr(encoder, "hints", None)
+    for line in hints(prompt) if callable(hints) else ():
+        click.echo(f"Note: {line}", err=True)
+
+
+def _fitted(request: Request, size: tuple[int, int], mask: str | None) -> Request:
+    import attrs
+    from PIL import Image
+
+    from sdkit.request import Picture
+
+    if request.image is None:
+        raise InvalidRequest("--fit resizes --image; give one.")
+    image = Picture.of(request.image.image().resize(size, Image.Resampling.LANCZOS))
+    resized = Picture.of(Picture.of(mask).image().resize(size, Image.Resampling.BILINEAR)) if mask else None
+    return attrs.evolve(request, image=image, mask=resized, size=size)
+
+
+def _save_sheet(result: Result, path: Path) -> Path:
+    from sdkit.sheet import contact_sheet
+
+    captions = [f"seed {seed}" for seed in result.seeds]
+    return _write(path, contact_sheet(list(result.images), captions))
+
+
+def _write(path: Path, image: Image) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        image.save(part, "PNG")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
+    return path
+
+
+def _new_seed() -> int:
+    import secrets
+
+    return secrets.randbelow(2**32)
+
+
+def _free_name(prompt: str, seed: int) -> Path:
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "picture"
+    return Path(f"{words}-{seed}.png")
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a name that could not be written, before minutes of work."""
+    if path.suffix.lower() != ".png":
+        raise FileError(f"{str(path)!r} does not end in .png, the format sdkit writes with its manifest inside.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileError(f"The folder {str(folder)!r} does not exist; make it first.")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise FileError(f"{str(path)!r} cannot be written: no permission, or it is a folder.")

@@ -1,0 +1,53 @@
+"""From a network to a denoiser."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from attrs import frozen
+
+from sdkit.levels import Level
+from sdkit.protocols import Network, NoiseSchedule, Parametrization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NetworkDenoiser"]
+
+C = TypeVar("C")
+
+
+@frozen(eq=False)
+class NetworkDenoiser(Generic[C]):
+    """``E[x0 | x]`` from what a network predicts: ``skip * x + out * network(in_ * x, time)``.
+
+    The latent's arithmetic stays in its own dtype (float32 as a rule); the network sees its input in ``dtype``.
+
+    Attributes:
+        network: ``(x, time, cond) -> Tensor``; time has shape (batch,) and the dtype of the latents.
+        parametrization: What the network predicts.
+        schedule: The noise schedule it was trained on; pipelines made from bare parts look for it here.
+        dtype: Precision of the network, or None for that of the latents.
+    """
+
+    network: Network[C]
+    parametrization: Parametrization
+    schedule: NoiseSchedule | None = None
+    dtype: torch.dtype | None = None
+
+    def __call__(self, x: Tensor, level: Level, cond: C, /) -> Tensor:
+        """The predicted clean latents; shape and dtype of ``x``.
+
+        Raises:
+            LevelError: the parametrization is undefined at ``level``.
+        """
+        scaling = self.parametrization(level)
+        given = x if scaling.in_ == 1 else x * scaling.in_
+        if self.dtype is not None:
+            given = given.to(self.dtype)
+        time = torch.full((x.shape[0],), scaling.time, dtype=x.dtype, device=x.device)
+        predicted = self.network(given, time, cond).to(x.dtype)
+        if scaling.skip == 0:
+            return predicted * scaling.out
+        return (x * scaling.skip).add_(predicted, alpha=scaling.out)

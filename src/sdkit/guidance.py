@@ -1,0 +1,158 @@
+"""Guidance: wrappers of a denoiser that are denoisers again."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from attrs import field, frozen
+
+from sdkit.conditioning import concatenate, take
+from sdkit.errors import ParameterError
+from sdkit.levels import Level
+from sdkit.protocols import Denoiser, Encoder, NoiseSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["Conditions", "Guided", "Inpainted", "condition", "guided"]
+
+C = TypeVar("C")
+
+
+@frozen
+class Conditions(Generic[C]):
+    """What a guided denoiser is conditioned on: what to move toward, and what to move away from."""
+
+    positive: C
+    negative: C
+
+
+def _interval(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if value is None else (float(value[0]), float(value[1]))
+
+
+@frozen(eq=False)
+class Guided(Generic[C]):
+    """Classifier-free guidance: ``D = D_neg + scale (D_pos - D_neg)``. Made by `guided`."""
+
+    denoiser: Denoiser[C]
+    scale: float = field(converter=float)
+    rescale: float = field(default=0.0, converter=float)
+    interval: tuple[float, float] | None = field(default=None, converter=_interval)
+
+    def __attrs_post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ParameterError(f"The guidance scale must be a finite number, not {self.scale}; usual are 1 to 15.")
+        if not 0 <= self.rescale <= 1:
+            raise ParameterError(f"Guidance rescale must lie between 0 (off) and 1, not {self.rescale}.")
+        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+            raise ParameterError(
+                f"A guidance interval is (low, high) in sigma / alpha with 0 <= low < high, not {self.interval}."
+            )
+
+    @property
+    def takes_negative(self) -> bool:
+        """A guided denoiser is conditioned on `Conditions`."""
+        return True
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The schedule of the denoiser inside."""
+        return cast("NoiseSchedule | None", getattr(self.denoiser, "schedule", None))
+
+    def acts(self, level: Level) -> bool:
+        """Whether guidance changes anything at ``level``; if not, there is one forward pass instead of two."""
+        if self.scale == 1:
+            return False
+        return self.interval is None or self.interval[0] <= level.noise_to_signal <= self.interval[1]
+
+    def __call__(self, x: Tensor, level: Level, cond: Conditions[C], /) -> Tensor:
+        """The guided prediction; both conditionings go through the denoiser as one batch of twice the size."""
+        if not self.acts(level):
+            return self.denoiser(x, level, cond.positive)
+        both = self.denoiser(x.repeat(2, *[1] * (x.ndim - 1)), level, concatenate(cond.positive, cond.negative))
+        positive, negative = both.chunk(2)
+        result = negative.lerp(positive, self.scale)
+        if self.rescale > 0:
+            axes = tuple(range(1, x.ndim))
+            wanted = positive.std(dim=axes, keepdim=True)
+            ratio = wanted / result.std(dim=axes, keepdim=True).clamp_min(1e-12)
+            result = result * (ratio * self.rescale + (1 - self.rescale))
+        return result
+
+
+def guided(
+    denoiser: Denoiser[C],
+    scale: float,
+    *,
+    rescale: float = 0.0,
+    interval: tuple[float, float] | None = None,
+) -> Guided[C]:
+    """Classifier-free guidance around a denoiser, in one batched forward pass.
+
+    Args:
+        denoiser: What to guide; one that is guided already is guided anew, not twice.
+        scale: 1 is no guidance (and one forward pass, not two); larger follows the prompt more closely.
+        rescale: Share by which the standard deviation of the result is brought back to that of the positive prediction
+            (Lin et al. 2023, https://arxiv.org/abs/2305.08891, section 3.4; on the predicted clean latent), 0 to 1.
+        interval: ``(low, high)`` in ``sigma / alpha``: guidance acts only there (Kynkaanniemi et al. 2024,
+            https://arxiv.org/abs/2404.07724).
+
+    Source: Ho and Salimans 2022, https://arxiv.org/abs/2207.12598.
+
+    Raises:
+        ParameterError: a value is out of range.
+    """
+    inner: Denoiser[C] = denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
+    return Guided(inner, scale, rescale, interval)
+
+
+def condition(
+    encoder: Encoder[Any, Any], denoiser: Denoiser[Any], prompts: Sequence[Any], negatives: Sequence[Any]
+) -> Any:
+    """What ``denoiser`` is conditioned on: `Conditions` if it is guided, else the encoded prompts alone.
+
+    A prompt that stands several times is encoded once; all images of it then have the very same numbers.
+    """
+    pair = bool(getattr(denoiser, "takes_negative", False))
+    distinct = list(dict.fromkeys([*prompts, *negatives] if pair else prompts))
+    encoded = encoder(distinct)
+    rows = {prompt: row for row, prompt in enumerate(distinct)}
+    positive = take(encoded, [rows[prompt] for prompt in prompts])
+    return Conditions(positive, take(encoded, [rows[prompt] for prompt in negatives])) if pair else positive
+
+
+@frozen(eq=False)
+class Inpainted(Generic[C]):
+    """A denoiser that knows part of the picture: ``D = mask D + (1 - mask) known``.
+
+    Where the clean latent is known, it *is* ``E[x0 | x]``; every scheduler that is exact on a point mass then carries
+    the known part along its own noise and ends in it, with no scheduler knowing of masks.
+
+    Attributes:
+        denoiser: What paints.
+        known: Clean latents, broadcastable to the batch.
+        mask: 1 where to paint, 0 where to keep, broadcastable to the latents.
+    """
+
+    denoiser: Denoiser[C]
+    known: Tensor
+    mask: Tensor
+
+    @property
+    def takes_negative(self) -> bool:
+        """As the denoiser inside."""
+        return bool(getattr(self.denoiser, "takes_negative", False))
+
+    @property
+    def schedule(self) -> NoiseSchedule | None:
+        """The schedule of the denoiser inside."""
+        return cast("NoiseSchedule | None", getattr(self.denoiser, "schedule", None))
+
+    def __call__(self, x: Tensor, level: Level, cond: C, /) -> Tensor:
+        """The prediction, with what is known put in."""
+        painted = self.denoiser(x, level, cond)
+        return self.known + (painted - self.known) * self.mask

@@ -1,0 +1,86 @@
+"""The one loop, outside every scheduler.
+
+It is a generator: progress, cancel (stop iterating), preview (``denoised``), timing and checkpoints belong to the
+caller's ``for``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+from sdkit.levels import Grid, check_grid
+from sdkit.protocols import Denoise, Noise, Scheduler, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["evaluations", "solve"]
+
+S = TypeVar("S")
+
+
+def solve(
+    scheduler: Scheduler[S],
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
+    noise: Noise,
+    *,
+    resume: Step[S] | None = None,
+) -> Iterator[Step[S]]:
+    """Walk ``x`` along ``grid``, yielding each step as it is made.
+
+    Args:
+        scheduler: The solver.
+        denoise: The denoiser with its conditioning in it.
+        x: Latents at ``grid[0]``, (batch, channels, *space).
+        grid: n + 1 levels.
+        noise: Where a stochastic scheduler asks for noise.
+        resume: A step made earlier, at whose end ``grid`` begins; its ``x`` and state are taken up, ``x`` is ignored.
+
+    Raises:
+        GridError: ``grid`` is no grid. Errors from inside a step carry a note with its number and levels.
+    """
+    grid = check_grid(grid)
+    if resume is None:
+        state = scheduler.init(x, grid)
+    else:
+        x, state = resume.x, resume.state
+    for i, (start, stop) in enumerate(pairwise(grid)):
+        try:
+            step = scheduler.step(denoise, x, start, stop, state, noise)
+        except Exception as error:
+            error.add_note(f"in step {i + 1} of {len(grid) - 1}, from {start} to {stop}")
+            raise
+        x, state = step.x, step.state
+        yield step
+
+
+def evaluations(scheduler: Scheduler[S], grid: Grid, like: Tensor) -> int | None:
+    """How many times ``scheduler`` will call the denoiser on ``grid``; None if that depends on the picture.
+
+    A pure scheduler can simply be run on a tensor of one number: that costs microseconds per step and counts exactly,
+    whatever the scheduler does on its first and last steps.
+
+    Args:
+        scheduler: The solver.
+        grid: The levels of the run.
+        like: Any tensor; only its type is used (the core imports no torch here).
+    """
+    if scheduler.traits.evaluations is None:
+        return None
+    calls = 0
+
+    def denoise(x: Tensor, level: object) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x
+
+    def zero(like: Tensor, start: object, stop: object) -> Tensor:
+        return like * 0
+
+    for _ in solve(scheduler, denoise, like.new_zeros((1, 1)), grid, zero):
+        pass
+    return calls

@@ -1,0 +1,164 @@
+"""Noise with addresses.
+
+A draw is a pure function of (image seed, stream, interval): a counter-based generator (Philox, Salmon et al. 2011,
+https://doi.org/10.1145/2063384.2063405) is keyed with the address, its bits become normals by a transform written
+here, on the CPU, and the result is moved to the latent's device. So image k of a batch equals the image made alone, a
+resumed run equals the straight one, and all devices see the same noise. numpy promises the bit stream of a bit
+generator for ever (NEP 19) but not that of its normals, hence the transform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from attrs import field, frozen
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdkit.errors import NoiseError
+from sdkit.levels import Grid, Level
+
+__all__ = ["AddressedNoise", "NoNoise", "NoiseSource", "TorchNoise"]
+
+MAX_SEED = 2**64 - 1
+
+
+def _seed_tuple(seeds: object) -> tuple[int, ...]:
+    values = tuple(seeds) if isinstance(seeds, (tuple, list, range)) else (seeds,)
+    for seed in values:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+            raise NoiseError(f"A seed is a whole number from 0 to {MAX_SEED}, not {seed!r}.")
+    if not values:
+        raise NoiseError("Noise needs at least one seed, one per image.")
+    return values
+
+
+class NoiseSource(Protocol):
+    """What a run draws from: the noise a picture starts as, and `sdkit.protocols.Noise` for its steps."""
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        """Standard normal noise the run starts from; the same for every schedule, spacing and scheduler."""
+        ...
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor: ...
+
+
+def standard_normal(key: bytes, count: int) -> NDArray[np.float64]:
+    """``count`` standard normal float64 numbers that depend on ``key`` alone, by Box and Muller 1958.
+
+    Two 53-bit uniforms of a Philox4x64-10 stream make two normals; the first uniform lies in (0, 1], so the logarithm
+    is finite. ``key`` is hashed (BLAKE2b) to the generator's 128 bits.
+    """
+    digest = hashlib.blake2b(key, digest_size=16).digest()
+    words = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    pairs = (count + 1) // 2
+    raw = np.random.Philox(key=words).random_raw(2 * pairs)
+    uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log(1.0 - uniform[:pairs]))
+    angle = (2.0 * math.pi) * uniform[pairs:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+
+def _address(level: Level) -> str:
+    # log_snr does not change when a schedule is written in another scale; ten digits forgive its rounding errors.
+    return f"{level.log_snr:.9e}"
+
+
+def _batch(like: Tensor, seeds: tuple[int, ...]) -> None:
+    if like.shape[0] != len(seeds):
+        raise NoiseError(
+            f"There are {len(seeds)} seeds for a batch of {like.shape[0]}; noise needs one seed per image."
+        )
+
+
+@frozen
+class AddressedNoise:
+    """The noise source of sdkit: every draw has an address, one seed per image.
+
+    Attributes:
+        seeds: One per image of the batch, each 0 to 2^64 - 1.
+        stream: Name that separates independent uses of the same seed.
+    """
+
+    seeds: tuple[int, ...] = field(converter=_seed_tuple)
+    stream: str = ""
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        """Noise of the shape of ``like`` for the start of a run; does not depend on the grid."""
+        return self._draw(like, "initial")
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
+        """Noise of the shape, dtype and device of ``like`` for the interval from ``start`` to ``stop``."""
+        return self._draw(like, f"{_address(start)}>{_address(stop)}")
+
+    def _draw(self, like: Tensor, address: str) -> Tensor:
+        _batch(like, self.seeds)
+        shape = like.shape[1:]
+        count = math.prod(shape)
+        rows = [standard_normal(f"sdkit-1|{seed}|{self.stream}|{address}".encode(), count) for seed in self.seeds]
+        noise = torch.from_numpy(np.stack(rows)).reshape(like.shape)
+        return noise.to(device=like.device, dtype=like.dtype)
+
+
+@frozen
+class TorchNoise:
+    """Draws as ``torch.Generator().manual_seed(seed)`` on the CPU does: for parity with other tools.
+
+    Per image: the first draw is the initial noise, the next ones belong to the intervals of ``grid`` in order. A draw
+    is found by replaying the ones before it, so it is still a pure function of its interval. Draws are float32, as in
+    the tools it imitates.
+
+    Attributes:
+        seeds: One per image of the batch.
+        grid: The levels of the whole run.
+    """
+
+    seeds: tuple[int, ...] = field(converter=_seed_tuple)
+    grid: Grid = ()
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        """The first draw of each seed's generator."""
+        return self._draw(like, 0)
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
+        """The draw of the interval from ``start`` to ``stop``.
+
+        Raises:
+            NoiseError: the grid has no such interval, so there is no draw to be equal to.
+        """
+        for i, interval in enumerate(pairwise(self.grid)):
+            if interval == (start, stop):
+                return self._draw(like, i + 1)
+        raise NoiseError(
+            f"TorchNoise knows one draw per interval of its grid, and {start} to {stop} is none of them; give it the "
+            "grid of the run, or use AddressedNoise for a scheduler that makes steps of its own."
+        )
+
+    def _draw(self, like: Tensor, position: int) -> Tensor:
+        _batch(like, self.seeds)
+        rows = []
+        for seed in self.seeds:
+            # manual_seed takes int64 and wraps uint64, as torch's own callers see it.
+            generator = torch.Generator().manual_seed(seed)
+            for _ in range(position + 1):
+                row = torch.randn((1, *like.shape[1:]), generator=generator, dtype=torch.float32)
+            rows.append(row)
+        return torch.cat(rows).to(device=like.device, dtype=like.dtype)
+
+
+@frozen
+class NoNoise:
+    """A source for deterministic runs: asking it is an error, which proves that nothing asked."""
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        """Raises `NoiseError`."""
+        raise NoiseError("This run was given no noise, but something asked for the noise it starts from.")
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
+        """Raises `NoiseError`."""
+        raise NoiseError(f"This run was given no noise, but the scheduler asked for some from {start} to {stop}.")
