@@ -75,12 +75,17 @@ class FileError(SdkitError, OSError):
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
-    """The known names nearest to ``name`` as a phrase to end a message with, or the first names if none is near."""
-    names = sorted(set(known))
+    """The known names nearest to ``name`` as a phrase to end a message with, or the first names if none is near.
+
+    Upper and lower case count as equal; of names that differ only in that, the first is offered.
+    """
+    names: dict[str, str] = {}
+    for candidate in known:
+        names.setdefault(candidate.casefold(), candidate)
     if not names:
         return "there are none"
-    near = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    near = difflib.get_close_matches(name.casefold(), names, n=count, cutoff=0.5)
     if near:
-        return "did you mean " + " or ".join(near) + "?"
-    shown = ", ".join(names[:20])
-    return f"known: {shown}" + (", ..." if len(names) > 20 else "")
+        return "did you mean " + " or ".join(names[match] for match in near) + "?"
+    shown = sorted(names.values())
+    return f"known: {', '.join(shown[:20])}" + (", ..." if len(shown) > 20 else "")

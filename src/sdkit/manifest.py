@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import cattrs
 from attrs import frozen
 
-from sdkit.errors import FileError, ManifestError, ParameterError
+from sdkit.errors import FileError, ManifestError, ParameterError, SdkitError
 from sdkit.levels import Grid, Level
 from sdkit.plugins import registry, spelling
 from sdkit.request import Picture, Request
@@ -88,8 +88,8 @@ class Manifest:
         try:
             return _converter().structure(data, cls)
         except Exception as error:
-            lines = "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else ""
-            raise ManifestError(f"The manifest cannot be read: {lines or _first_line(error)}.") from error
+            lines = "; ".join(cattrs.transform_error(error, format_exception=_reason))
+            raise ManifestError(f"The manifest cannot be read: {lines}") from error
 
 
 @cache
@@ -124,6 +124,11 @@ def _made(text: object) -> Any:
     if not isinstance(text, str):
         raise ParameterError(f"A modifier is written as text, not {text!r}.")
     return registry().make("modifier", text)
+
+
+def _reason(error: BaseException, kind: type | None) -> str:
+    # Our own sentences say more than cattrs' "invalid value".
+    return str(error).rstrip(".") if isinstance(error, SdkitError) else cattrs.v.format_exception(error, kind)
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,8 +65,9 @@ def standard_normal(key: bytes, count: int) -> NDArray[np.float64]:
 
 
 def _address(level: Level) -> str:
-    # log_snr does not change when a schedule is written in another scale; ten digits forgive its rounding errors.
-    return f"{level.log_snr:.9e}"
+    # log_snr does not change when a schedule is written in another scale; nine decimals forgive its rounding errors,
+    # which are absolute (it is a difference of logarithms), and adding 0 makes minus zero zero.
+    return f"{round(level.log_snr, 9) + 0.0:.9f}"
 
 
 def _batch(like: Tensor, seeds: tuple[int, ...]) -> None:

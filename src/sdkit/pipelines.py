@@ -37,6 +37,10 @@ C = TypeVar("C")
 O = TypeVar("O")  # noqa: E741
 
 
+DEFAULT_STRENGTH = 0.6
+"""How much of a start image is redone if the request does not say; with a mask, all of what it shows."""
+
+
 @frozen
 class Plan:
     """What a request will do, known before anything is computed.
@@ -238,13 +242,16 @@ class Pipeline(Generic[P, C, O]):
             raise InvalidRequest("This pipeline's decoder cannot encode, so it cannot start from an image.")
         scheduler = self._scheduler(request)
         steps = request.steps or (spec.steps if spec else 50)
-        strength = None if request.image is None else (1.0 if request.strength is None else request.strength)
+        strength = request.strength
+        if request.image is not None and strength is None:
+            strength = DEFAULT_STRENGTH if request.mask is None else 1.0
         grid, spacing = self._grid(request, steps, strength)
         if isinstance(self.spacing, tuple) and request.spacing is None:
             steps = len(self.spacing) - 1
-        guidance = request.guidance
+        guidance, rescale, interval = request.guidance, request.guidance_rescale, request.guidance_interval
         if isinstance(self.denoiser, Guided):
             guidance = self.denoiser.scale if guidance is None else guidance
+            rescale, interval = rescale or self.denoiser.rescale, interval or self.denoiser.interval
         elif guidance is None and spec is not None and not getattr(self.denoiser, "takes_negative", False):
             guidance = spec.guidance
         filled = attrs.evolve(
@@ -253,6 +260,8 @@ class Pipeline(Generic[P, C, O]):
             steps=steps,
             strength=strength,
             guidance=guidance,
+            guidance_rescale=rescale,
+            guidance_interval=interval,
             scheduler=request.scheduler or registry().spell("scheduler", scheduler) or repr(scheduler),
             spacing=spacing,
         )
@@ -310,10 +319,7 @@ class Pipeline(Generic[P, C, O]):
             raise InvalidRequest("A negative prompt acts through guidance, and there is none: set guidance above 1.")
         if request.guidance is None:
             return denoiser
-        rescale, interval = request.guidance_rescale, request.guidance_interval
-        if isinstance(denoiser, Guided):
-            rescale, interval = rescale or denoiser.rescale, interval or denoiser.interval
-        return guided(denoiser, request.guidance, rescale=rescale, interval=interval)
+        return guided(denoiser, request.guidance, rescale=request.guidance_rescale, interval=request.guidance_interval)
 
     def _manifest(self, plan: Plan, images: tuple[Any, ...], calls: int) -> Manifest:
         spec = self.spec

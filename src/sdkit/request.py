@@ -88,6 +88,10 @@ def _seeds(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
+def _modifiers(value: Any) -> tuple[Any, ...]:
+    return tuple(value)
+
+
 def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -108,7 +112,8 @@ class Request:
         guidance_rescale: 0 to 1, see `sdkit.guided`.
         guidance_interval: (low, high) in sigma / alpha in which guidance acts, see `sdkit.guided`.
         image: Picture to start from: a Pillow image or a file name.
-        strength: How much of the way is walked again from ``image``: above 0 (nothing) to 1 (everything).
+        strength: How much of the way is walked again from ``image``: above 0 (nothing) to 1 (everything); by default
+            0.6, with a mask 1.
         steps_policy: ``"proportional"`` walks the last ``round(steps * strength)`` of ``steps`` steps; ``"exact"``
             divides finer so that ``steps`` steps are walked.
         mask: Where to paint, white, over ``image``; black pixels are kept exactly.
@@ -133,7 +138,7 @@ class Request:
     strength: float | None = field(default=None, kw_only=True)
     steps_policy: Literal["proportional", "exact"] = field(default="proportional", kw_only=True)
     mask: Picture | None = field(default=None, converter=_picture, kw_only=True)
-    modifiers: tuple[Any, ...] = field(default=(), converter=tuple, kw_only=True)
+    modifiers: tuple[Any, ...] = field(default=(), converter=_modifiers, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         for name in ("prompt", "negative"):

@@ -294,7 +294,13 @@ class RectifiedFlow:
         return Level(t, (1 - t) / bottom, self.shift * t / bottom)
 
     def time(self, log_snr: float, /) -> float:
-        """The time at which the flow has this ``log_snr``: ``1 / (1 + shift * exp(log_snr))``."""
+        """The time at which the flow has this ``log_snr``: ``1 / (1 + shift * exp(log_snr))``.
+
+        Raises:
+            LevelError: ``log_snr`` is not a number.
+        """
+        if math.isnan(log_snr):
+            raise LevelError("log_snr nan is no level of a flow; any number is, and infinity both ways.")
         if log_snr == math.inf:
             return 0.0
         return _sigmoid(-(log_snr + math.log(self.shift)))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["generate", "rerun"]
 
 
-class Size(click.ParamType[tuple[int, int]]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
     """``WxH`` in pixels."""
 
     name = "WxH"
@@ -46,7 +46,9 @@ class Size(click.ParamType[tuple[int, int]]):
 @click.option("--count", type=int, default=1, show_default=True, help="Number of images, seeds counted up.")
 @click.option("--size", type=Size(), help="Picture size [default: the model's].")
 @click.option("--image", metavar="FILE", help="Picture to start from.")
-@click.option("--strength", type=float, metavar="F", help="How much of --image to redo, above 0 to 1 [default: 0.6].")
+@click.option(
+    "--strength", type=float, metavar="F", help="How much of --image to redo, 0 to 1 [default: 0.6; masked 1]."
+)
 @click.option("--mask", metavar="FILE", help="White where to paint over --image; black is kept exactly.")
 @click.option("--fit", is_flag=True, help="Resize --image and --mask to the picture size first.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch writes it.")
@@ -99,7 +101,7 @@ def generate(
         steps=steps,
         guidance=guidance,
         image=image,
-        strength=0.6 if image is not None and strength is None else strength,
+        strength=strength,
         mask=None if fit else mask,
     )
 

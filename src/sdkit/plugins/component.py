@@ -110,6 +110,8 @@ class Component:
 
 
 def describe(error: BaseException) -> str:
-    """An error as one line: its type and the first line of its text."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    """An error as one line: its type and its text, cut where it goes on for long."""
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:299] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

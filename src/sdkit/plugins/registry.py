@@ -157,14 +157,10 @@ class Registry:
             if answers:
                 full = " and ".join(e.full_name for e in answers)
                 raise AmbiguousComponent(f"The {kind} name {name!r} is answered by {full}; use a full name.")
-        known = {n for e in entries for n in (e.component.name, *e.component.aliases)}
-        folded = {n.casefold(): n for n in known}
-        hint = nearest(name.casefold(), folded)
-        for key, value in folded.items():
-            hint = hint.replace(f" {key}", f" {value}") if key != value and f" {key}" in hint else hint
+        known = [e.component.name for e in entries] + [alias for e in entries for alias in e.component.aliases]
         broken = [s.name for s in self.plugins if not s.ok]
         note = f" (plugins that failed to load: {', '.join(broken)}; see `sdkit plugins`)" if broken else ""
-        raise UnknownComponent(f"There is no {kind} {name!r}; {hint}{note}")
+        raise UnknownComponent(f"There is no {kind} {name!r}; {nearest(name, known)}{note}")
 
     def get(self, kind: str, name: str) -> Any:
         """The object named by a component's target: a class or a factory.

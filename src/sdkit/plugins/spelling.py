@@ -29,7 +29,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise ParameterError(f"{text!r} opens a parenthesis and does not end with one; write name(parameter=value).")
     try:
         call = ast.parse(f"f({inside}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
         parameters = {}
         for keyword in call.keywords:
