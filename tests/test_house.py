@@ -86,6 +86,23 @@ def test_the_core_imports_nothing_but_what_it_may() -> None:
     assert used - set(sys.stdlib_module_names) - {"sdkit"} <= ALLOWED
 
 
+def test_first_party_plugins_and_examples_use_only_public_names() -> None:
+    root = SOURCE.parent.parent
+    files = [*root.glob("plugins/*/src/**/*.py"), *root.glob("plugins/*/training/*.py"), *root.glob("examples/*.py")]
+    assert files
+    wrong = []
+    for path in files:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sdkit":
+                names = {alias.name for alias in node.names}
+                if node.module != "sdkit" or not names <= set(sdkit.__all__):
+                    wrong.append(f"{path.name}: from {node.module} import {', '.join(sorted(names))}")
+            if isinstance(node, ast.Import):
+                wrong += [f"{path.name}: import {a.name}" for a in node.names if a.name.startswith("sdkit.")]
+    assert wrong == []
+
+
 def test_the_core_has_no_network_code() -> None:
     used = {target.split(".")[0] for path in modules().values() for target, _ in imports(path)}
     assert not used & {"socket", "http", "urllib", "requests", "ssl", "ftplib", "asyncio"}

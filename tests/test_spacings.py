@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -64,7 +63,7 @@ def assert_lawful(grid: Grid, schedule: NoiseSchedule, steps: int) -> None:
 
 @every
 @on_every_schedule
-@pytest.mark.parametrize("steps", [1, 2, 3, 61, 103, 201, 999, 1000, 1001, 1777])
+@pytest.mark.parametrize("steps", [1, 2, 61, 201, 1000, 1001, 1777])
 def test_every_number_of_steps_is_given_exactly(spacing: Spacing, schedule: NoiseSchedule, steps: int) -> None:
     assert_lawful(spacing(schedule, steps), schedule, steps)
 
@@ -85,18 +84,16 @@ def test_any_discrete_schedule_is_divided(spacing: Spacing, betas: list[float], 
     assert_lawful(spacing(schedule, steps), schedule, steps)
 
 
-@pytest.mark.parametrize("steps", range(1, 1001))
-def test_trailing_on_stable_diffusion_visits_distinct_trained_times(steps: int) -> None:
+def test_trailing_on_stable_diffusion_visits_distinct_trained_times() -> None:
     # diffusers 0.42.1 gives one time too many, ending at -1, for 62 of these numbers: binary floats.
-    times = [level.t for level in Trailing()(SD, steps)]
-    assert len(times) == steps + 1
-    assert all(t == int(t) for t in times)
-    assert times[0] == 999
-    assert times[-1] == -1
-    assert all(a > b for a, b in pairwise(times))
-    # Even: no interval is more than one longer than another.
-    gaps = {a - b for a, b in pairwise(times)}
-    assert max(gaps) - min(gaps) <= 1
+    for steps in (*range(1, 140), *range(140, 1001, 7), 999, 1000):
+        times = np.array([level.t for level in Trailing()(SD, steps)])
+        assert len(times) == steps + 1
+        assert (times == times.round()).all()
+        assert (times[0], times[-1]) == (999, -1)
+        gaps = -np.diff(times)
+        assert gaps.min() >= 1
+        assert gaps.max() - gaps.min() <= 1, f"{steps} steps are not evenly spaced"
 
 
 @every

@@ -1,6 +1,6 @@
 """Everything CI checks, in one command: tests, lint, format, types.
 
-    python tools/check.py [--no-tests]
+python tools/check.py [--no-tests]
 """
 
 from __future__ import annotations

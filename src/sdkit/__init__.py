@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from sdkit.schedules import cosine as cosine
     from sdkit.schedules import linear as linear
     from sdkit.schedules import scaled_linear as scaled_linear
+    from sdkit.sheet import contact_sheet as contact_sheet
     from sdkit.spacings import Karras as Karras
     from sdkit.spacings import Trailing as Trailing
     from sdkit.spacings import Uniform as Uniform
@@ -115,6 +116,7 @@ _MODULES = {
     "schedulers": "Ddim DpmPP2M Euler Heun",
     "schedules": "DiscreteSchedule EdmSchedule RectifiedFlow cosine linear scaled_linear",
     "loop": "solve",
+    "sheet": "contact_sheet",
     "spacings": "Karras Trailing Uniform UniformLogSnr",
 }
 _ORIGIN = {name: module for module, names in _MODULES.items() for name in names.split()}

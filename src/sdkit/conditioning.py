@@ -44,8 +44,9 @@ def map_tensors(function: Callable[..., Tensor], first: T, *rest: T) -> T:
         return cast(T, type(first)(*items) if named else type(first)(items))
     if attrs.has(type(first)):
         values = {
-            f.name: map_tensors(function, *(getattr(tree, f.name) for tree in trees))
+            f.alias: map_tensors(function, *(getattr(tree, f.name) for tree in trees))
             for f in attrs.fields(cast(Any, type(first)))
+            if f.init
         }
         return cast(T, attrs.evolve(cast(Any, first), **values))
     if any(tree != first for tree in rest):
