@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sdkit.guidance import guided as guided
     from sdkit.levels import Grid as Grid
     from sdkit.levels import Level as Level
+    from sdkit.levels import between as between
     from sdkit.levels import check_grid as check_grid
     from sdkit.loading import load as load
     from sdkit.loading import pipeline as pipeline
@@ -100,7 +101,7 @@ _MODULES = {
         "ParameterError PluginError SdkitError UnknownComponent"
     ),
     "guidance": "Conditions Guided Inpainted guided",
-    "levels": "Grid Level check_grid",
+    "levels": "Grid Level between check_grid",
     "loading": "load pipeline rerun",
     "manifest": "Manifest read_manifest",
     "model": "LatentSpec Licence Model ModelSpec",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import attrs
 import torch
 from attrs import frozen
 
@@ -27,7 +28,8 @@ class NetworkDenoiser(Generic[C]):
     Attributes:
         network: ``(x, time, cond) -> Tensor``; time has shape (batch,) and the dtype of the latents.
         parametrization: What the network predicts.
-        schedule: The noise schedule it was trained on; pipelines made from bare parts look for it here.
+        schedule: The noise schedule it was trained on: gives the time of levels a solver puts between those of the grid,
+            and pipelines made from bare parts look for it here.
         dtype: Precision of the network, or None for that of the latents.
     """
 
@@ -42,6 +44,8 @@ class NetworkDenoiser(Generic[C]):
         Raises:
             LevelError: the parametrization is undefined at ``level``.
         """
+        if level.interpolated and self.schedule is not None:
+            level = attrs.evolve(level, t=self.schedule.time(level.log_snr), interpolated=False)
         scaling = self.parametrization(level)
         given = x if scaling.in_ == 1 else x * scaling.in_
         if self.dtype is not None:

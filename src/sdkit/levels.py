@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from sdkit.errors import GridError, LevelError
 
-__all__ = ["Grid", "Level", "check_grid"]
+__all__ = ["Grid", "Level", "between", "check_grid"]
 
 
 @frozen
@@ -27,6 +27,8 @@ class Level:
         t: The schedule's own time (0..999 for a discrete schedule, 0..1 for a flow, sigma for EDM).
         alpha: Factor of the picture, at least 0.
         sigma: Factor of the noise, at least 0; not both zero.
+        interpolated: Whether ``t`` is an estimate, as on levels that `between` makes. A denoiser that knows its schedule
+            then asks it for the time that belongs to ``log_snr``; a ``t`` that was given is believed.
 
     Raises:
         LevelError: a value is not finite, is negative, or both factors are zero.
@@ -35,6 +37,7 @@ class Level:
     t: float = field(converter=float)
     alpha: float = field(converter=float)
     sigma: float = field(converter=float)
+    interpolated: bool = field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if not (math.isfinite(self.t) and math.isfinite(self.alpha) and math.isfinite(self.sigma)):
@@ -91,3 +94,30 @@ def check_grid(levels: Iterable[Level]) -> Grid:
                 f"{i + 1} ({stop}); sort the levels and drop repeats."
             )
     return grid
+
+
+def between(start: Level, stop: Level, log_snr: float) -> Level:
+    """The level with this ``log_snr`` on the way from ``start`` to ``stop``, or beyond either of them.
+
+    What multi-stage solvers evaluate at: they know two levels, not the schedule. The scale is that of the two levels
+    (alpha, alpha + sigma, or alpha^2 + sigma^2 stays constant if it is the same for both, else the last is
+    interpolated); ``t`` is interpolated linearly in ``atan2(sigma, alpha)``, which is finite everywhere, and marked so.
+
+    Raises:
+        LevelError: ``log_snr`` is not finite.
+    """
+    if not math.isfinite(log_snr):
+        raise LevelError(f"A level between two others needs a finite log_snr, not {log_snr}.")
+    # alpha : sigma as the sides of a right angle with hypotenuse 1, without overflow at either end
+    small = math.exp(-abs(log_snr))
+    large = 1 / math.sqrt(1 + small * small)
+    alpha, sigma = (large, large * small) if log_snr >= 0 else (large * small, large)
+    angles = [math.atan2(level.sigma, level.alpha) for level in (start, stop)]
+    share = (angles[0] - math.atan2(sigma, alpha)) / (angles[0] - angles[1])
+    if start.alpha == stop.alpha:
+        scale = start.alpha / alpha
+    elif math.isclose(start.alpha + start.sigma, stop.alpha + stop.sigma, rel_tol=1e-9):
+        scale = (start.alpha + start.sigma) / (alpha + sigma)
+    else:
+        scale = start.norm ** (1 - share) * stop.norm**share
+    return Level(start.t + (stop.t - start.t) * share, alpha * scale, sigma * scale, interpolated=True)
