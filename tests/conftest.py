@@ -20,13 +20,31 @@ settings.register_profile(
 settings.register_profile("nightly", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-TORCH_DRAWS = (
-    "rand randn randint randperm normal bernoulli multinomial poisson rand_like randn_like randint_like".split()
-)
-NUMPY_DRAWS = (
-    "rand randn randint random random_sample ranf sample bytes choice permutation shuffle normal standard_normal "
-    "uniform exponential poisson binomial beta gamma"
-).split()
+TORCH_DRAWS = ["rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"]
+TORCH_DRAWS += ["rand_like", "randn_like", "randint_like"]
+NUMPY_DRAWS = [
+    "rand",
+    "randn",
+    "randint",
+    "random",
+    "random_sample",
+    "ranf",
+    "sample",
+    "bytes",
+    "choice",
+    "permutation",
+]
+NUMPY_DRAWS += [
+    "shuffle",
+    "normal",
+    "standard_normal",
+    "uniform",
+    "exponential",
+    "poisson",
+    "binomial",
+    "beta",
+    "gamma",
+]
 
 
 def _guard_draw(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

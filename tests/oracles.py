@@ -19,7 +19,9 @@ from sdkit import AddressedNoise, EdmSchedule, Level, RectifiedFlow, scaled_line
 from sdkit.schedules import DiscreteSchedule
 
 
-def latents(seeds: Sequence[int] = (0, 1), shape: tuple[int, ...] = (4, 6), dtype: torch.dtype = torch.float64) -> Tensor:
+def latents(
+    seeds: Sequence[int] = (0, 1), shape: tuple[int, ...] = (4, 6), dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Standard normal latents, one image per seed."""
     return AddressedNoise(tuple(seeds), "tests").initial(torch.empty((len(seeds), *shape), dtype=dtype))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_every_option_reaches_the_request(run: object) -> None:
     assert outcome.code == 0, outcome.err
     request = sdkit.read_manifest("a.png").request
     assert (request.steps, request.guidance, request.negative, request.seeds) == (7, 3.0, "dog", (9,))
-    assert (request.scheduler, request.spacing, request.size) == ("ddim(eta=1)", "trailing", (40, 24))
+    assert (request.scheduler, request.spacing, request.size) == ("ddim(eta=1.0)", "trailing", (40, 24))
 
 
 def test_image_to_image_and_inpainting(run: object) -> None:
@@ -146,8 +147,16 @@ def test_rerun_of_another_picture_says_so(run: object) -> None:
         (["--strength", "0.5"], "no image"),
         (["--mask", "none.png"], "cannot be read"),
         (["--out", "missing/fox.png"], "'missing' does not exist"),
-        (["--out", "fox.jpg"], "does not end in .png"),
-        (["--out", "."], "does not end in .png"),
+        (["--out", "fox.jpg"], "no name that ends in .png"),
+        (["--out", "."], "no name that ends in .png"),
+        (["--out", ".png"], "no name that ends in .png"),
+        (["--out", "x" * 300 + ".png"], "name too long"),
+        (["--count", "1000000000"], "at most 1000"),
+        (["--guidance", "1e308"], "finite number"),
+        (["--spacing", "karras(rho=0.001)"], "between 0.1 and 1000"),
+        (["--device", "meta"], "cannot be used"),
+        (["--sheet", "a.png", "--out", "a.png"], "also another output"),
+        (["--sheet", "a-1.png", "--out", "a.png", "--count", "2"], "also another output"),
         (["--fit"], "--fit resizes --image"),
         (["--nonsense"], "No such option"),
         (["--metadata", "all"], "all"),
@@ -190,7 +199,7 @@ def test_plugins_lists_what_is_there_and_what_is_broken(run: object, monkeypatch
     def broken() -> object:
         raise ImportError("no such thing")
 
-    from sdkit.plugins.registry import Candidate
+    from sdkit.plugins.discovery import Candidate
 
     made = Registry.from_candidates([Candidate("toys", ToyPlugin), Candidate("bad", broken, "bad", "bad-dist", "2.0")])
     monkeypatch.setattr(Registry, "discover", classmethod(lambda cls, environ=None: made))
@@ -239,3 +248,46 @@ def test_without_a_command_there_is_help(run: object) -> None:
         assert run(command, "--help").code == 0  # type: ignore[operator]
     assert run("--version").out == f"sdkit, version {sdkit.__version__}\n"  # type: ignore[operator]
     assert run("generat").code == 2  # type: ignore[operator]
+
+
+def test_a_huge_fit_is_refused_before_anything_is_resized(run: object) -> None:
+    Image.new("RGB", (8, 8)).save("a.png")
+    for size, message in (("999999x999999", "does not fit|up to 32768"), ("0x8", "does not fit|pixels")):
+        outcome = generate(run, "--image", "a.png", "--fit", "--size", size, "--out", "b.png")
+        assert outcome.code == 2
+        assert outcome.err.count("\n") == 1
+        assert re.search(message, outcome.err)
+
+
+def test_rerun_does_not_overwrite_its_source(run: object) -> None:
+    generate(run, "--out", "fox.png")
+    outcome = run("rerun", "fox.png", "--out", "./fox.png")  # type: ignore[operator]
+    assert outcome.code == 2
+    assert "also an input" in outcome.err
+
+
+def test_an_existing_file_of_the_default_name_is_kept(run: object) -> None:
+    assert generate(run, "--seed", "3").out == "a-fox-3.png\n"
+    assert generate(run, "--seed", "3", "--steps", "2").out == "a-fox-3-again1.png\n"
+
+
+def test_a_plugins_own_mistake_is_one_line_too(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("boom\nand more")
+
+    monkeypatch.setattr(sdkit.Euler, "step", broken)
+    outcome = generate(run, "--scheduler", "euler", "--out", "a.png")
+    assert outcome.code == 1
+    assert outcome.err.startswith("Error: RuntimeError: boom and more; in step 1 of 6")
+    assert outcome.err.count("\n") == 1
+    monkeypatch.setenv("SDKIT_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="boom"):
+        main(["generate", "a fox", "--model", "toy", "--scheduler", "euler", "--out", "a.png"])
+
+
+def test_a_terminal_sees_progress(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    outcome = generate(run, "--out", "a.png", "--steps", "5")
+    assert outcome.code == 0
+    assert "denoising" in outcome.err
+    assert "5/5" in outcome.err

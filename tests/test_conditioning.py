@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from attrs import field, frozen
@@ -29,6 +32,13 @@ class Text:
     note: str = "x"
 
 
+@dataclass
+class Plain:
+    tokens: Any
+    pooled: Any
+    derived: int = dataclass_field(init=False, default=3)
+
+
 @frozen
 class Private:
     _hidden: Tensor
@@ -39,7 +49,8 @@ class Private:
 kinds = st.recursive(
     st.sampled_from(["tensor", "vector", "none", "text", "number"]),
     lambda inner: st.tuples(
-        st.sampled_from(["tuple", "list", "dict", "ordered", "pair", "attrs"]), st.lists(inner, min_size=2, max_size=2)
+        st.sampled_from(["tuple", "list", "dict", "ordered", "pair", "attrs", "dataclass"]),
+        st.lists(inner, min_size=2, max_size=2),
     ),
     max_leaves=8,
 )
@@ -63,6 +74,7 @@ def grow(kind: Any, batch: int, value: float) -> Any:
         "ordered": OrderedDict(a=a, b=b),
         "pair": Pair(a, b),
         "attrs": Text(a, b),
+        "dataclass": Plain(a, b),
     }
     return made[name]
 
@@ -76,8 +88,8 @@ def same(a: Any, b: Any) -> bool:
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, Text):
-        return same(a.tokens, b.tokens) and same(a.pooled, b.pooled) and a.note == b.note
+    if isinstance(a, (Text, Plain)):
+        return same(a.tokens, b.tokens) and same(a.pooled, b.pooled)
     return bool(a == b)
 
 
@@ -111,7 +123,8 @@ def test_trees_are_left_as_they_were(kind: Any) -> None:
 
 
 def test_functions_see_the_tensors_of_the_same_place() -> None:
-    one, two = {"a": torch.ones(2), "b": None}, {"a": torch.full((2,), 3.0), "b": None}
+    one: dict[str, Any] = {"a": torch.ones(2), "b": None}
+    two: dict[str, Any] = {"a": torch.full((2,), 3.0), "b": None}
     assert torch.equal(map_tensors(lambda x, y: y - x, one, two)["a"], torch.full((2,), 2.0))
 
 
@@ -138,3 +151,9 @@ def test_attrs_classes_with_private_and_derived_fields_are_trees_too() -> None:
 def test_trees_that_do_not_fit_are_refused(one: Any, two: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         concatenate(one, two)
+
+
+@pytest.mark.parametrize("thing", [object(), np.zeros(2), {1, 2}, [torch.ones(1), lambda: None]])
+def test_what_could_hide_tensors_is_refused(thing: Any) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be part of a conditioning"):
+        take(thing, [0])

@@ -33,6 +33,11 @@ class ToyFamily:
         return toy_model(device=device)
 
 
+class BrokenFamily:
+    def probe(self, path: Path) -> bool:
+        raise RuntimeError("cannot look")
+
+
 class Plugin:
     @staticmethod
     @hookimpl
@@ -40,6 +45,8 @@ class Plugin:
         return [
             Component("model", "toy", "tests.toys:toy_model"),
             Component("model", "odd", "tests.test_loading:odd"),
+            Component("model-family", "absent", "nowhere_at_all:Family"),
+            Component("model-family", "broken", "tests.test_loading:BrokenFamily"),
             Component("model-family", "toys", "tests.test_loading:ToyFamily"),
         ]
 
@@ -94,7 +101,10 @@ def test_what_is_neither_is_an_error_with_the_nearest_name() -> None:
 
 def test_a_file_no_family_knows_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").touch()
-    with pytest.raises(FileError, match=r"recognises 'a\.safetensors' \(families: toys:toys\)"):
+    with pytest.raises(
+        FileError,
+        match=r"recognises 'a\.safetensors' \(families: toys:absent failed: .*broken failed: RuntimeError: cannot look, toys:toys\)",
+    ):
         sdkit.load("a.safetensors")
 
 
@@ -117,7 +127,7 @@ def test_unknown_options_are_refused() -> None:
 
 
 def test_a_loader_that_gives_something_else_is_named() -> None:
-    with pytest.raises(PluginError, match="toys:odd is a str"):
+    with pytest.raises(PluginError, match="The model toys:odd gave a str"):
         sdkit.load("odd")
 
 
@@ -142,3 +152,28 @@ def test_a_pipeline_takes_names_and_values_alike() -> None:
     assert (by_value.scheduler, by_value.spacing) == (by_name.scheduler, by_name.spacing)
     recommended = sdkit.pipeline(model)
     assert recommended.scheduler == sdkit.DpmPP2M()
+
+
+def test_a_name_with_a_dot_is_looked_for_among_the_models_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dotted:
+        @staticmethod
+        @hookimpl
+        def sdkit_components() -> list[Component]:
+            return [Component("model", "toy", "tests.toys:toy_model", aliases=("Toy 1.5",))]
+
+    made = Registry.of({"dotted": Dotted()})
+    monkeypatch.setattr(Registry, "discover", classmethod(lambda cls, environ=None: made))
+    registry.cache_clear()
+    assert sdkit.load("Toy 1.5").spec.name == "toy"
+
+
+def test_a_loaders_own_error_is_not_blamed_on_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.toys.toy_model", raising)
+    with pytest.raises(ValueError, match="^damaged$"):
+        sdkit.load("toy")
+    with pytest.raises(InvalidRequest, match="not by 7"):
+        sdkit.load(7)  # type: ignore[arg-type]
+
+
+def raising(*, device: str = "cpu") -> None:
+    raise ValueError("damaged")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import stat
+import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +40,11 @@ def manifest(**fields: Any) -> Manifest:
         "evaluations": 6,
         "device": "cpu",
         "versions": {"sdkit-core": "1.2.3"},
-        "pixels_sha256": ("aa", "bb"),
     }
-    return Manifest(**(values | fields))
+    values |= fields
+    if "pixels_sha256" not in fields:
+        values["pixels_sha256"] = tuple("ab" for _ in values["request"].seeds)
+    return Manifest(**values)
 
 
 @given(
@@ -220,3 +226,133 @@ def test_rerun_sees_that_pixels_differ(tmp_path: Path) -> None:
     (file,) = sdkit.pipeline(model)(Request("x")).save(tmp_path / "a.png")
     other = attrs.evolve(model, denoiser=lambda x, level, cond: x * 0 + 0.5)
     assert not sdkit.rerun(file, model=other).same
+
+
+def test_a_large_start_image_does_not_make_the_file_unreadable(tmp_path: Path) -> None:
+    """Pillow refuses text chunks above a megabyte, so pictures travel in chunks of their own."""
+    noise = Image.frombytes("RGB", (768, 768), random.Random(0).randbytes(768 * 768 * 3))
+    image = Image.new("RGB", (768, 768), "white")
+    result = sdkit.pipeline(toy_model())(Request("x", image=noise, mask=image.convert("L"), steps=2))
+    (file,) = result.save(tmp_path / "a.png")
+    with Image.open(file) as opened:
+        opened.load()
+    assert read_manifest(file) == result.manifest
+    assert sdkit.rerun(file, model=toy_model()).same
+
+
+def test_an_unbounded_interval_travels(tmp_path: Path) -> None:
+    result = sdkit.pipeline(toy_model())(Request("x", guidance_interval=(0.2, float("inf"))))
+    (file,) = result.save(tmp_path / "a.png")
+    assert read_manifest(file).request.guidance_interval == (0.2, float("inf"))
+
+
+def test_levels_between_others_travel() -> None:
+    between = sdkit.between(Level(9, 0.1, 0.9), Level(0, 1, 0), 0.3)
+    before = manifest(grid=(Level(9, 0.1, 0.9), between, Level(0, 1, 0)))
+    assert Manifest.from_json(before.to_json()) == before
+
+
+class LoraLike:
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+
+@attrs.frozen
+class Style:
+    file: str
+    strength: float = 1.0
+
+    def apply(self, parts: Any) -> Any:
+        return nullcontext(parts)
+
+
+def test_modifiers_travel_without_folders_and_missing_ones_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        @staticmethod
+        @sdkit.hookimpl
+        def sdkit_components() -> list[sdkit.Component]:
+            return [sdkit.Component("modifier", "style", f"{__name__}:Style")]
+
+    made = sdkit.Registry.of({"styles": Plugin()})
+    request = Request(
+        "x", modifiers=(LoraLike("/home/secret/me.safetensors"), Style("/home/secret/b.safetensors", 0.5))
+    )
+    for known in (True, False):
+        registry = made if known else sdkit.Registry.of()
+        for module in ("sdkit.wire", "sdkit.manifest"):
+            monkeypatch.setattr(sys.modules[module], "registry", lambda registry=made: registry)
+        text = sdkit.to_json(request)
+        assert "secret" not in text
+        assert "custom:LoraLike" in text
+        monkeypatch.setattr(sys.modules["sdkit.wire"], "registry", lambda registry=registry: registry)
+        again = sdkit.from_json(text, Request)
+        assert sdkit.to_json(again) == text
+        assert (again.modifiers[1] == Style("b.safetensors", 0.5)) is known
+        with pytest.raises(sdkit.UnknownComponent, match="custom:LoraLike"):
+            again.modifiers[0].apply(None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": [32.5, 32]}, "not int: 32.5"),
+        ({"seeds": "123"}, "seeds"),
+        ({"steps": True}, "not int: True"),
+        ({"guidance": "much"}, "not a number: 'much'"),
+        ({"prompt": 7}, "not str: 7"),
+    ],
+)
+def test_numbers_and_texts_are_not_bent_to_fit(change: dict[str, Any], message: str) -> None:
+    data = json.loads(sdkit.to_json(Request("x", size=(32, 32)))) | change
+    with pytest.raises(ManifestError, match=message):
+        sdkit.from_json(json.dumps(data), Request)
+
+
+def test_a_manifest_points_at_an_image_it_has() -> None:
+    for fields in ({"index": 2}, {"index": -1}, {"pixels_sha256": ()}):
+        with pytest.raises(ManifestError, match="2 seeds"):
+            manifest(**fields)
+
+
+def test_rerun_follows_no_path_and_no_unknown_noise(tmp_path: Path) -> None:
+    made = sdkit.pipeline(toy_model())(Request("x"))
+    file = tmp_path / "a.png"
+    for fields, message in (({"model": "/etc/passwd"}, "not registered"), ({"noise": "torch"}, "noise 'torch'")):
+        write_png(file, made.images[0], attrs.evolve(made.manifest, **fields))
+        with pytest.raises(ManifestError, match=message):
+            sdkit.rerun(file)
+
+
+def test_rerun_refuses_levels_that_are_not_those_of_the_file(tmp_path: Path) -> None:
+    made = sdkit.pipeline(toy_model())(Request("x"))
+    other = attrs.evolve(made.manifest, grid=(*made.manifest.grid[:1], *made.manifest.grid[2:]))
+    write_png(tmp_path / "a.png", made.images[0], other)
+    with pytest.raises(ManifestError, match="other levels"):
+        sdkit.rerun(tmp_path / "a.png", model=toy_model())
+
+
+def test_saving_in_many_threads_leaves_the_processes_rights_alone(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    os.umask(0o027)
+    try:
+        image = Image.new("RGB", (8, 8))
+        threads = [
+            threading.Thread(target=write_png, args=(tmp_path / f"{k}.png", image, manifest())) for k in range(16)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert os.umask(0o027) == 0o027
+        assert {stat.S_IMODE(f.stat().st_mode) for f in tmp_path.iterdir()} == {0o640}
+    finally:
+        os.umask(before)
+
+
+def test_the_manifest_source_never_touches_the_umask() -> None:
+    assert "umask" not in Path(str(sys.modules["sdkit.files"].__file__)).read_text()
+
+
+def test_names_that_are_no_spelling_do_not_stop_a_file_from_being_saved() -> None:
+    request = attrs.evolve(manifest().request, scheduler="DPM++ (mine)", spacing="odd (")
+    assert "Sampler: DPM++ (mine), Schedule type: odd (" in parameters_text(manifest(request=request))

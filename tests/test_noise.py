@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdkit import AddressedNoise, Level, NoiseError, NoNoise, RectifiedFlow, TorchNoise, Trailing, scaled_linear
@@ -132,8 +133,8 @@ def test_the_address_forgives_rounding_near_equal_parts_of_picture_and_noise() -
 # Standard normal, on fixed seeds: nothing here is left to chance.
 
 
-def ndtr(values: np.ndarray) -> np.ndarray:
-    return torch.special.ndtr(torch.from_numpy(values)).numpy()
+def ndtr(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(torch.special.ndtr(torch.from_numpy(values)))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -181,7 +182,7 @@ def test_global_random_states_are_left_alone() -> None:
 def test_what_is_no_seed_is_refused(bad: object) -> None:
     for source in (AddressedNoise, TorchNoise):
         with pytest.raises(NoiseError, match=r"seed"):
-            source(bad)  # type: ignore[arg-type]
+            source(bad)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -216,6 +217,12 @@ def test_torch_noise_is_what_a_generator_draws(batch: list[int], shape: tuple[in
         generator = torch.Generator().manual_seed(seed)
         for draw in asked:
             assert torch.equal(draw[k : k + 1], torch.randn((1, *shape), generator=generator))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_torch_noise_is_drawn_in_single_precision_for_latents_of_any_type(dtype: torch.dtype) -> None:
+    single = TorchNoise((1, 2)).initial(empty(2, 20, dtype=torch.float32))
+    assert torch.equal(TorchNoise((1, 2)).initial(empty(2, 20, dtype=dtype)), single.to(dtype))
 
 
 def test_torch_noise_refuses_an_interval_it_has_no_draw_for() -> None:

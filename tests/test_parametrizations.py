@@ -17,6 +17,7 @@ from sdkit import (
     Level,
     LevelError,
     NetworkDenoiser,
+    NoiseSchedule,
     ParameterError,
     Parametrization,
     Sample,
@@ -160,7 +161,8 @@ KINDS: dict[str, Parametrization] = {
 
 def home(kind: str, log_snr: float) -> Level:
     """The level with this log_snr in the schedule a network of this kind was trained on."""
-    schedule = {"flow": FLOW, "edm": EDM}.get(kind, VP)
+    others: dict[str, NoiseSchedule] = {"flow": FLOW, "edm": EDM}
+    schedule = others.get(kind, VP)
     return schedule.level(schedule.time(log_snr))
 
 

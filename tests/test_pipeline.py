@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 import threading
+import weakref
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -68,6 +72,9 @@ def test_the_stream_has_one_event_per_step_and_the_result_last() -> None:
     assert all(isinstance(step, sdkit.StepEvent) for step in steps)
     assert [step.index for step in steps] == [1, 2, 3, 4, 5]  # type: ignore[union-attr]
     assert {step.steps for step in steps} == {5}  # type: ignore[union-attr]
+    assert [step.evaluations for step in steps] == [1, 2, 3, 4, 5]  # type: ignore[union-attr]
+    times = [step.elapsed for step in steps]  # type: ignore[union-attr]
+    assert times == sorted(times) and times[0] > 0
     assert steps[-1].level == last.result.manifest.grid[-1]  # type: ignore[union-attr]
     assert torch.equal(steps[-1].x, last.result.latents)  # type: ignore[union-attr]
 
@@ -304,7 +311,8 @@ def test_an_error_inside_a_step_says_where() -> None:
 
     with pytest.raises(RuntimeError, match="boom") as caught:
         attrs.evolve(sdkit.pipeline(toy_model()), denoiser=broken)(Request("hello", steps=4))
-    assert "in step 1 of 4" in caught.value.__notes__[0]
+    assert caught.value.__notes__[0] == "in the denoiser"
+    assert "in step 1 of 4" in caught.value.__notes__[1]
 
 
 @pytest.mark.parametrize(
@@ -360,3 +368,220 @@ def test_a_decoder_of_other_things_than_tensors_gives_what_it_gives() -> None:
         spec=sdkit.ModelSpec("toy", "toy", LATENT),
     )
     assert pipe(Request("x" * 40, seeds=(1, 2), steps=4)).images == ("1.0", "1.0")
+
+
+class Plain:
+    """A scheduler no plugin registers, as a user writes it in a notebook."""
+
+    traits = sdkit.Traits(1, None, False, True, 1)
+
+    def init(self, x: Tensor, grid: sdkit.Grid, /) -> None:
+        return None
+
+    def step(
+        self,
+        denoise: sdkit.Denoise,
+        x: Tensor,
+        start: sdkit.Level,
+        stop: sdkit.Level,
+        state: None,
+        noise: sdkit.Noise,
+        /,
+    ) -> sdkit.Step[None]:
+        assert x.ndim == 4
+        return sdkit.Euler().step(denoise, x, start, stop, None, noise)
+
+
+def test_a_scheduler_nobody_registered_runs_and_says_so(tmp_path: Path) -> None:
+    pipe = sdkit.pipeline(toy_model(), scheduler=Plain())
+    result = pipe(Request("hello"))
+    assert torch.equal(result.latents, sdkit.pipeline(toy_model(), scheduler="euler")(Request("hello")).latents)
+    assert result.manifest.request.scheduler == "custom:Plain"
+    (file,) = result.save(tmp_path / "a.png")
+    with pytest.raises(sdkit.UnknownComponent, match="custom:Plain"):
+        sdkit.rerun(file, model=toy_model())
+
+
+@pytest.mark.parametrize("spacing", ["karras", (sdkit.Level(900, 0.1, 0.9), sdkit.Level(-1, 1, 0))])
+def test_a_planned_request_asked_again_does_the_same(spacing: Any) -> None:
+    pipe = sdkit.pipeline(toy_model(), scheduler=Plain(), spacing=spacing)
+    plan = pipe.plan(Request("hello", seeds=(3,)))
+    assert torch.equal(pipe(plan.request).latents, pipe(Request("hello", seeds=(3,))).latents)
+    assert pipe.plan(plan.request).request == plan.request
+
+
+def test_names_are_written_as_the_registry_knows_them() -> None:
+    request = sdkit.pipeline(toy_model()).plan(Request("x", scheduler="k_heun", spacing="Simple")).request
+    assert (request.scheduler, request.spacing) == ("heun", "trailing")
+
+
+def test_guidance_goes_around_what_modifiers_make_of_the_denoiser() -> None:
+    model = toy_model()
+    hand = attrs.evolve(sdkit.pipeline(model), denoiser=sdkit.guided(model.denoiser, 2.0))
+    changed = hand(Request("hello", modifiers=(Recorder(),)))
+    assert torch.equal(
+        changed.latents, sdkit.pipeline(model)(Request("hello", guidance=2.0, modifiers=(Recorder(),))).latents
+    )
+
+
+def test_rescale_and_interval_of_a_request_reach_the_denoiser_and_can_switch_a_pipelines_off() -> None:
+    model = toy_model()
+    plain = sdkit.pipeline(model)
+
+    def latents(pipe: Any, **fields: Any) -> Tensor:
+        return pipe(Request("hello", guidance=4.0, **fields)).latents  # type: ignore[no-any-return]
+
+    base = latents(plain)
+    rescaled, limited = latents(plain, guidance_rescale=0.7), latents(plain, guidance_interval=(0.1, 2.0))
+    assert not torch.equal(base, rescaled)
+    assert not torch.equal(base, limited)
+    own = attrs.evolve(plain, denoiser=sdkit.guided(model.denoiser, 4.0, rescale=0.7))
+    assert torch.equal(own(Request("hello")).latents, rescaled)
+    assert torch.equal(latents(own, guidance_rescale=0.0), base)
+    own = attrs.evolve(plain, denoiser=sdkit.guided(model.denoiser, 4.0, interval=(0.1, 2.0)))
+    assert torch.equal(own(Request("hello")).latents, limited)
+    assert torch.equal(latents(own, guidance_interval=(0.0, float("inf"))), base)
+
+
+def test_image_to_image_starts_from_the_noised_image_exactly() -> None:
+    model, image = toy_model(), Image.effect_noise((32, 32), 90).convert("RGB")
+    seen: list[Tensor] = []
+
+    def denoiser(x: Tensor, level: sdkit.Level, cond: Any, /) -> Tensor:
+        seen.append(x.clone())
+        return x
+
+    pipe = attrs.evolve(sdkit.pipeline(model), denoiser=denoiser)
+    request = Request("x", image=image, strength=0.5, seeds=(8,), guidance=1.0)
+    pipe(request)
+    level = pipe.plan(request).grid[0]
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
+    noise = sdkit.AddressedNoise((8,)).initial(seen[0])
+    assert close(seen[0], level.alpha * model.autoencoder.encode(pixels) + level.sigma * noise, 1e-6)
+
+
+def test_a_latent_element_is_painted_if_any_of_its_pixels_is() -> None:
+    mask = Image.new("L", (32, 32), 0)
+    mask.putpixel((5, 9), 255)
+    pipe = sdkit.pipeline(toy_model())
+    start = picture()
+    result = pipe(Request("x" * 40, image=start, mask=mask, guidance=1.0))
+    known = torch.tensor([200, 100, 50]).reshape(1, 3, 1, 1) / 255
+    changed = ((result.latents - known).abs() > 1e-3).any(1)[0]
+    assert changed.nonzero().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("scheduler", ["heun", "dpmpp-2m", "ddim(eta=1)"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_run_goes_on_from_any_event_in_the_same_bits(scheduler: str, masked: bool) -> None:
+    pipe = sdkit.pipeline(toy_model(), scheduler=scheduler)
+    extra = {"image": picture(), "mask": split_mask()} if masked else {}
+    request = Request("hello", steps=6, seeds=(1, 2), **extra)  # type: ignore[arg-type]
+    *events, last = pipe.stream(request)
+    assert isinstance(last, sdkit.ResultEvent)
+    for event in events[:-1]:
+        kept = pickle.loads(pickle.dumps(event))
+        *rest, end = pipe.stream(request, resume=kept)
+        assert isinstance(end, sdkit.ResultEvent)
+        assert torch.equal(end.result.latents, last.result.latents)
+        assert len(rest) == 6 - event.index  # type: ignore[union-attr]
+        assert end.result.manifest.evaluations == last.result.manifest.evaluations
+    with pytest.raises(sdkit.InvalidRequest, match="cannot go on"):
+        next(pipe.stream(attrs.evolve(request, steps=9), resume=events[2]))  # type: ignore[arg-type]
+
+
+def test_a_call_keeps_no_step_but_the_last() -> None:
+    pipe = sdkit.pipeline(toy_model())
+    alive: list[int] = []
+    kept: list[Any] = []
+
+    class Counting(sdkit.Euler):  # type: ignore[misc]
+        def step(self, *arguments: Any) -> Any:
+            alive.append(sum(ref() is not None for ref in kept))
+            step = super().step(*arguments)
+            kept.append(weakref.ref(step.denoised))
+            return step
+
+    attrs.evolve(pipe, scheduler=Counting())(Request("hello", steps=20))
+    assert max(alive) <= 3
+
+
+def test_a_denoiser_that_changes_the_shape_is_named() -> None:
+    pipe = attrs.evolve(sdkit.pipeline(toy_model()), denoiser=lambda x, level, cond: x[:, :1])
+    with pytest.raises(sdkit.ContractError, match=r"shape \(1, 1, 8, 8\) for latents of shape \(1, 3, 8, 8\)"):
+        pipe(Request("hello", guidance=1.0))
+
+
+@pytest.mark.parametrize("slot", ["encoder", "denoiser", "decoder"])
+def test_an_error_carries_the_name_of_its_slot(slot: str) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError) as caught:
+        attrs.evolve(sdkit.pipeline(toy_model()), **{slot: broken})(Request("hello"))
+    assert f"in the {slot}" in caught.value.__notes__
+
+
+def test_nan_from_a_scheduler_is_named() -> None:
+    class Broken(Plain):
+        def step(self, *arguments: Any) -> Any:
+            step = super().step(*arguments)
+            return attrs.evolve(step, x=step.x * float("nan"))
+
+    with pytest.raises(sdkit.NonFiniteError, match="out of the scheduler in step 1"):
+        sdkit.pipeline(toy_model(), scheduler=Broken())(Request("hello"))
+
+
+def test_on_other_devices_the_check_waits_for_the_end_and_still_names_the_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check = sys.modules["sdkit.pipelines"]._FiniteCheck
+    looked: list[int] = []
+    settle = check.settle
+    monkeypatch.setattr(check, "settle", lambda self: (looked.append(len(self._pending)), settle(self))[1])
+    # the tensors are the CPU's, but the check is told otherwise: nothing may be read before the end
+    monkeypatch.setattr(check, "waits", lambda self, tensor: True)
+
+    def broken(x: Tensor, level: sdkit.Level, cond: Any, /) -> Tensor:
+        return x * (float("nan") if level.sigma < 0.5 else 1)
+
+    pipe = attrs.evolve(sdkit.pipeline(toy_model()), denoiser=broken)
+    first = next(i for i, level in enumerate(pipe.plan(Request("hello")).grid) if level.sigma < 0.5) + 1
+    with pytest.raises(sdkit.NonFiniteError, match=f"denoiser in evaluation {first} "):
+        pipe(Request("hello"))
+    assert looked == [12]
+
+
+def test_decoders_of_one_channel_or_of_videos_are_taken_as_they_are() -> None:
+    pipe = sdkit.pipeline(toy_model())
+    grey = attrs.evolve(pipe, decoder=lambda latents: latents[:, :1].clamp(0, 1))(Request("x" * 20))
+    assert grey.images[0].mode == "L"
+    film = attrs.evolve(pipe, decoder=lambda latents: latents[:, :, None])(Request("x" * 20, seeds=(1, 2)))
+    assert [frame.shape for frame in film.images] == [(3, 1, 8, 8)] * 2
+    arrays = attrs.evolve(pipe, decoder=lambda latents: list(latents.numpy()))(Request("x" * 20))
+    assert arrays.images[0].shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda m: sdkit.pipeline(m)("a fox"), r"takes a Request, not 'a fox'; write sdkit.Request\('a fox'\)"),
+        (lambda m: sdkit.pipeline("toy"), "made of a model, not of 'toy'"),
+        (lambda m: sdkit.pipeline(m, scheduler=sdkit.Heun), r"is a class; give one of its objects: Heun\(\)"),
+        (lambda m: Request("x", scheduler=sdkit.Heun()), "names its scheduler"),  # type: ignore[arg-type]
+        (lambda m: Request("x", modifiers="dbl"), "tuple of modifiers"),
+        (lambda m: sdkit.pipeline(m)(Request("x", modifiers=("dbl",))), "no modifier 'dbl'"),
+        (
+            lambda m: sdkit.pipeline(m)(Request("x", image=picture(), strength=1e-9, steps_policy="exact")),
+            "allowed are 100000",
+        ),
+    ],
+)
+def test_what_people_try_first_gets_a_sentence(use: Any, message: str) -> None:
+    with pytest.raises(sdkit.SdkitError, match=message):
+        use(toy_model())
+
+
+def test_a_list_of_levels_is_a_grid() -> None:
+    grid = [sdkit.Level(900, 0.1, 0.9), sdkit.Level(-1, 1, 0)]
+    assert sdkit.pipeline(toy_model(), spacing=grid)(Request("x")).manifest.grid == tuple(grid)  # type: ignore[arg-type]

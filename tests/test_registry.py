@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import sdkit
 from sdkit import AmbiguousComponent, Component, ParameterError, PluginError, Registry, UnknownComponent, hookimpl
 from sdkit.plugins import registry as the_registry
-from sdkit.plugins.registry import Candidate
+from sdkit.plugins.discovery import Candidate
 from sdkit.plugins.spelling import parse, spell
 
 
@@ -82,7 +82,7 @@ def test_a_component_for_another_api_is_refused() -> None:
 
 
 def test_an_unknown_hook_is_refused() -> None:
-    status = status_of(Candidate("typo", lambda: plugin(sdkit_componentz=list)))
+    status = status_of(Candidate("typo", lambda: plugin(sdkit_componentz=lambda: None)))
     assert "sdkit_componentz" in status.error
 
 
@@ -102,9 +102,8 @@ def test_a_raising_hook_is_data() -> None:
 
 def test_a_hook_that_gives_something_else_is_refused() -> None:
     assert "not a Component" in status_of(Candidate("odd", lambda: plugin("text"))).error
-    assert "TypeError" in status_of(
-        Candidate("odd", lambda: SimpleNamespace(sdkit_components=hookimpl(lambda: 7)))
-    ).error.replace("'int' object is not iterable", "TypeError")
+    number = SimpleNamespace(sdkit_components=hookimpl(lambda: 7))
+    assert "not iterable" in status_of(Candidate("odd", lambda: number)).error
 
 
 def test_the_same_component_twice_in_one_plugin_is_refused() -> None:
@@ -140,9 +139,17 @@ def test_a_name_clash_is_an_error_that_lists_the_full_names() -> None:
         twice.get("scheduler", "nick")
 
 
-def test_a_name_wins_over_an_alias() -> None:
+def test_an_alias_that_is_anothers_name_is_a_clash_too() -> None:
     registry = Registry.of({"a": plugin(scheduler("mine", "sdkit.schedulers:Heun", aliases=("euler",)))})
-    assert registry.get("scheduler", "euler") is sdkit.Euler
+    with pytest.raises(AmbiguousComponent, match="answered by a:mine and core:euler"):
+        registry.get("scheduler", "euler")
+
+
+def test_case_tells_apart_where_it_must_and_is_forgiven_where_it_can() -> None:
+    registry = Registry.of({"a": plugin(scheduler("mine", aliases=("EULER",)))})
+    assert registry.find("scheduler", "EULER").plugin == "a"
+    assert registry.find("scheduler", "euler").plugin == "core"
+    assert registry.find("scheduler", "MINE").plugin == "a"
 
 
 def test_a_broken_target_is_found_at_the_first_ask_and_says_what_to_install() -> None:
@@ -178,13 +185,16 @@ def test_strict_discovery_raises() -> None:
 
 def test_the_environment_chooses_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = [GOOD, Candidate("other", lambda: plugin(scheduler("other-one")))]
-    monkeypatch.setattr(sys.modules["sdkit.plugins.registry"], "_installed", lambda: candidates)
+    monkeypatch.setattr(sys.modules["sdkit.plugins.discovery"], "_installed", lambda: candidates)
 
     def names(**environ: str) -> list[str]:
         return [s.name for s in Registry.discover(environ).plugins]
 
     assert names() == ["core", "good", "other"]
     assert names(SDKIT_PLUGINS="other") == ["core", "other"]
+    typo = Registry.discover({"SDKIT_PLUGINS": "other,good,gud"}).plugins
+    assert [(s.name, s.ok) for s in typo] == [("core", True), ("good", True), ("other", True), ("gud", False)]
+    assert "names it, but it is not installed" in typo[-1].error
     assert names(SDKIT_PLUGINS="") == ["core"]
     assert names(SDKIT_BLOCK_PLUGINS="other, unknown") == ["core", "good"]
 
@@ -269,11 +279,24 @@ def test_a_made_scheduler_spells_itself(text: str) -> None:
     assert registry.spell("scheduler", registry.make("scheduler", text)) == text
 
 
-def test_what_no_component_makes_has_no_spelling() -> None:
-    class Mine:
-        pass
+class Plain:
+    """A class that takes nothing: its name makes it again."""
 
-    assert Registry.of().spell("scheduler", Mine()) is None
+
+class Hidden:
+    """A class whose parameters cannot be seen from outside."""
+
+    def __init__(self, secret: int = 1) -> None:
+        self._secret = secret
+
+
+def test_what_no_component_makes_has_no_spelling() -> None:
+    assert Registry.of().spell("scheduler", Plain()) is None
+    mine = Registry.of(
+        {"a": plugin(scheduler("plain", f"{__name__}:Plain"), scheduler("hidden", f"{__name__}:Hidden"))}
+    )
+    assert mine.spell("scheduler", mine.make("scheduler", "plain")) == "plain"
+    assert mine.spell("scheduler", Hidden(2)) is None
     clash = Registry.of({"a": plugin(scheduler("euler", "sdkit.schedulers:Heun"))})
     assert clash.spell("scheduler", sdkit.Euler()) == "core:euler"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -37,6 +38,17 @@ from sdkit import FileError, InvalidRequest, Picture, Request
         ({"image": Image.new("RGB", (8, 8)), "mask": Image.new("L", (8, 9))}, "mask is 8x9 and the image 8x8"),
         ({"image": Image.new("RGBA", (8, 8), (1, 2, 3, 100))}, "transparent"),
         ({"image": 7}, "not a int"),
+        ({"guidance": 1e308}, "finite number"),
+        ({"guidance_interval": (0.2,)}, "low, high"),
+        ({"guidance_interval": "ab"}, "low, high"),
+        ({"guidance_interval": (3, 1)}, "low, high"),
+        ({"size": (40000, 8)}, "up to 32768"),
+        ({"seeds": 5.5}, "not 5.5"),
+        ({"seeds": None}, "not None"),
+        ({"seeds": "12"}, "not '12'"),
+        ({"negative": "\ud800"}, "not valid Unicode"),
+        ({"image": Image.new("I;16", (8, 8))}, "more than 8 bits"),
+        ({"image": Image.new("F", (8, 8))}, "more than 8 bits"),
         ({"steps_policy": "fast"}, "'fast'"),
         ({"negative": None}, "negative must be text"),
     ],
@@ -86,3 +98,19 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:300])
     with pytest.raises(FileError, match=r"'c\.png' cannot be read"):
         Request("x", image=whole)
+
+
+def test_seeds_may_be_numpys() -> None:
+    assert Request("x", seeds=np.arange(3)).seeds == (0, 1, 2)
+    assert all(type(seed) is int for seed in Request("x", seeds=np.arange(3)).seeds)
+
+
+def test_a_cameras_orientation_is_followed(tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 4), "white")
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    image.save(tmp_path / "a.png", exif=exif)
+    turned = Picture.of(tmp_path / "a.png").image()
+    assert turned.size == (4, 6)
+    assert turned.getpixel((3, 0)) == (255, 0, 0)

@@ -94,6 +94,8 @@ def test_trailing_on_stable_diffusion_visits_distinct_trained_times() -> None:
         gaps = -np.diff(times)
         assert gaps.min() >= 1
         assert gaps.max() - gaps.min() <= 1, f"{steps} steps are not evenly spaced"
+        exact = 1000 * np.arange(steps, 0, -1) / steps - 1
+        assert abs(times[:-1] - exact).max() <= 0.5 + 1e-9, f"{steps} steps are not rounded to the nearest time"
 
 
 @every

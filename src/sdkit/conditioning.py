@@ -1,12 +1,15 @@
 """Conditionings as trees: joined along the batch and cut again, without knowing what they mean.
 
-A tree is a tensor, ``None``, a plain value, a tuple, a list, a mapping, or an attrs class of trees. Every tensor's
-first dimension is the batch.
+A tree is a tensor, ``None``, a plain value, or a tuple, list, mapping, attrs class or dataclass of trees. Every
+tensor's first dimension is the batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from enum import Enum
+from types import NoneType
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -49,6 +52,18 @@ def map_tensors(function: Callable[..., Tensor], first: T, *rest: T) -> T:
             if f.init
         }
         return cast(T, attrs.evolve(cast(Any, first), **values))
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        values = {
+            f.name: map_tensors(function, *(getattr(tree, f.name) for tree in trees))
+            for f in dataclasses.fields(first)
+            if f.init
+        }
+        return cast(T, dataclasses.replace(cast(Any, first), **values))
+    if not isinstance(first, (str, bytes, int, float, complex, Enum, NoneType)):
+        raise InvalidRequest(
+            f"A {type(first).__name__} cannot be part of a conditioning: its tensors, if any, would not be cut "
+            "with the batch. Use tensors, tuples, lists, mappings, attrs classes, dataclasses, and plain values."
+        )
     if any(tree != first for tree in rest):
         raise InvalidRequest(f"Conditionings with different plain values cannot be joined: {trees!r}.")
     return first

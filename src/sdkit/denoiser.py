@@ -19,6 +19,13 @@ __all__ = ["NetworkDenoiser"]
 C = TypeVar("C")
 
 
+def _time(schedule: NoiseSchedule, log_snr: float) -> float:
+    """The schedule's time; beyond the levels a network was trained on, that of the nearest one."""
+    if schedule.train_steps is not None:
+        log_snr = min(max(log_snr, schedule.noisiest.log_snr), schedule.cleanest.log_snr)
+    return schedule.time(log_snr)
+
+
 @frozen(eq=False)
 class NetworkDenoiser(Generic[C]):
     """``E[x0 | x]`` from what a network predicts: ``skip * x + out * network(in_ * x, time)``.
@@ -28,8 +35,8 @@ class NetworkDenoiser(Generic[C]):
     Attributes:
         network: ``(x, time, cond) -> Tensor``; time has shape (batch,) and the dtype of the latents.
         parametrization: What the network predicts.
-        schedule: The noise schedule it was trained on: gives the time of levels a solver puts between those of the grid,
-            and pipelines made from bare parts look for it here.
+        schedule: The noise schedule it was trained on: gives the time of levels a solver puts between those of the
+            grid, and pipelines made from bare parts look for it here.
         dtype: Precision of the network, or None for that of the latents.
     """
 
@@ -45,7 +52,7 @@ class NetworkDenoiser(Generic[C]):
             LevelError: the parametrization is undefined at ``level``.
         """
         if level.interpolated and self.schedule is not None:
-            level = attrs.evolve(level, t=self.schedule.time(level.log_snr), interpolated=False)
+            level = attrs.evolve(level, t=_time(self.schedule, level.log_snr), interpolated=False)
         scaling = self.parametrization(level)
         given = x if scaling.in_ == 1 else x * scaling.in_
         if self.dtype is not None:

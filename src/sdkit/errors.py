@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "AmbiguousComponent",
+    "ContractError",
     "FileError",
     "GridError",
     "InvalidRequest",
@@ -40,6 +41,10 @@ class GridError(SdkitError, ValueError):
 
 class NoiseError(SdkitError, ValueError):
     """Noise asked of a source that cannot give it (wrong batch, unknown interval)."""
+
+
+class ContractError(SdkitError, ValueError):
+    """A part gave something its protocol does not allow, such as a tensor of another shape."""
 
 
 class NonFiniteError(SdkitError, ArithmeticError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from attrs import field, frozen
@@ -21,8 +20,11 @@ __all__ = ["Conditions", "Guided", "Inpainted", "condition", "guided"]
 
 C = TypeVar("C")
 
+MAX_SCALE = 1e6
+"""Beyond this, float32 latents hold nothing but the difference of the two predictions."""
 
-@frozen
+
+@frozen(eq=False)
 class Conditions(Generic[C]):
     """What a guided denoiser is conditioned on: what to move toward, and what to move away from."""
 
@@ -44,8 +46,8 @@ class Guided(Generic[C]):
     interval: tuple[float, float] | None = field(default=None, converter=_interval)
 
     def __attrs_post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ParameterError(f"The guidance scale must be a finite number, not {self.scale}; usual are 1 to 15.")
+        if not abs(self.scale) <= MAX_SCALE:
+            raise ParameterError(f"The guidance scale must be a number up to {MAX_SCALE:g}, not {self.scale}.")
         if not 0 <= self.rescale <= 1:
             raise ParameterError(f"Guidance rescale must lie between 0 (off) and 1, not {self.rescale}.")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
@@ -78,8 +80,8 @@ class Guided(Generic[C]):
         result = negative.lerp(positive, self.scale)
         if self.rescale > 0:
             axes = tuple(range(1, x.ndim))
-            wanted = positive.std(dim=axes, keepdim=True)
-            ratio = wanted / result.std(dim=axes, keepdim=True).clamp_min(1e-12)
+            wanted = positive.std(dim=axes, keepdim=True, correction=0)
+            ratio = wanted / result.std(dim=axes, keepdim=True, correction=0).clamp_min(1e-12)
             result = result * (ratio * self.rescale + (1 - self.rescale))
         return result
 

@@ -27,8 +27,8 @@ class Level:
         t: The schedule's own time (0..999 for a discrete schedule, 0..1 for a flow, sigma for EDM).
         alpha: Factor of the picture, at least 0.
         sigma: Factor of the noise, at least 0; not both zero.
-        interpolated: Whether ``t`` is an estimate, as on levels that `between` makes. A denoiser that knows its schedule
-            then asks it for the time that belongs to ``log_snr``; a ``t`` that was given is believed.
+        interpolated: Whether ``t`` is an estimate, as on levels that `between` makes. A denoiser that knows its
+            schedule then asks it for the time that belongs to ``log_snr``; a ``t`` that was given is believed.
 
     Raises:
         LevelError: a value is not finite, is negative, or both factors are zero.
@@ -108,6 +108,8 @@ def between(start: Level, stop: Level, log_snr: float) -> Level:
     """
     if not math.isfinite(log_snr):
         raise LevelError(f"A level between two others needs a finite log_snr, not {log_snr}.")
+    if start.log_snr == stop.log_snr:
+        raise LevelError(f"There is nothing between {start} and {stop}, which are equally noisy.")
     # alpha : sigma as the sides of a right angle with hypotenuse 1, without overflow at either end
     small = math.exp(-abs(log_snr))
     large = 1 / math.sqrt(1 + small * small)

@@ -8,13 +8,22 @@ from typing import Any
 
 import attrs
 
-from sdkit.errors import FileError, InvalidRequest, ManifestError, PluginError, SdkitError, UnknownComponent, nearest
+from sdkit.errors import (
+    FileError,
+    InvalidRequest,
+    ManifestError,
+    ParameterError,
+    PluginError,
+    UnknownComponent,
+    nearest,
+)
 from sdkit.levels import Grid
 from sdkit.manifest import Manifest, read_manifest
 from sdkit.model import Model
 from sdkit.pipelines import Pipeline, Result, pixels_sha256
 from sdkit.plugins import registry
-from sdkit.plugins.registry import call
+from sdkit.plugins.component import describe
+from sdkit.plugins.discovery import call
 from sdkit.protocols import Scheduler, Spacing
 
 __all__ = ["load", "pipeline", "rerun"]
@@ -24,8 +33,8 @@ def load(reference: str | os.PathLike[str], *, device: str = "cpu", **options: A
     """A model by its registered name, or from a folder or a ``.safetensors`` file.
 
     Args:
-        reference: A registered name (``"emoji"``), or a path. A path that exists wins over a name only if it is
-            written as one (with a separator or a suffix).
+        reference: A registered name (``"emoji"``), or a path. What is written as a path (with a separator, or as a
+            ``Path``) is one; anything else is looked for among the names first.
         device: Where to put the weights, as torch writes it.
         options: What the model's loader takes besides; unknown ones are an error.
 
@@ -36,21 +45,18 @@ def load(reference: str | os.PathLike[str], *, device: str = "cpu", **options: A
         PluginError: the plugin behind it cannot be loaded.
     """
     _check_device(device)
-    text = os.fspath(reference)
-    known = registry()
-    options = {"device": device, **options}
-    path = Path(text)
-    looks_like_path = isinstance(reference, os.PathLike) or os.sep in text or "/" in text or bool(path.suffix)
-    if not looks_like_path:
+    if not isinstance(reference, (str, os.PathLike)):
+        raise InvalidRequest(f"A model is found by its name or path, not by {reference!r}.")
+    text, known, options = os.fspath(reference), registry(), {"device": device, **options}
+    # what is written as a path is one; anything else may also be a file's name, if no model is registered under it
+    if not isinstance(reference, os.PathLike) and os.sep not in text and "/" not in text:
         try:
             entry = known.find("model", text)
         except UnknownComponent:
             pass
         else:
-            model = call(f"model {text!r}", entry.component.load(), options)
-            if not isinstance(model, Model):
-                raise PluginError(f"The model {entry.full_name} is a {type(model).__name__}, not a sdkit Model.")
-            return model
+            return _model(call(f"model {text!r}", entry.component.load(), options), f"The model {entry.full_name}")
+    path = Path(text)
     if not path.exists():
         found = known.find_model(text)
         if found is None:
@@ -68,17 +74,26 @@ def _load_path(path: Path, options: dict[str, Any]) -> Model[Any]:
             f"{path.name!r} is a pickle file, which can run any code when it is opened; convert it to safetensors "
             "(with safetensors.torch.save_file in a sandbox), then load that."
         )
-    families = registry().entries("model-family")
-    for entry in families:
-        family = entry.component.load()
-        family = family() if isinstance(family, type) else family
-        if family.probe(path):
-            model = call(f"model family {entry.full_name}", family.load, {"path": path, **options})
-            if not isinstance(model, Model):
-                raise PluginError(f"The family {entry.full_name} gave a {type(model).__name__}, not a sdkit Model.")
-            return model
-    installed = ", ".join(entry.full_name for entry in families) or "none is installed"
-    raise FileError(f"No model family recognises {path.name!r} (families: {installed}).")
+    tried = []
+    for entry in registry().entries("model-family"):
+        try:
+            family = entry.component.load()
+            family = family() if isinstance(family, type) else family
+            recognised = family.probe(path)
+        except Exception as error:  # one broken family must not hide the others; if none knows the file, it is named
+            tried.append(f"{entry.full_name} failed: {describe(error)}")
+            continue
+        if recognised:
+            what = f"model family {entry.full_name}"
+            return _model(call(what, family.load, {"path": path, **options}), f"The {what}")
+        tried.append(entry.full_name)
+    raise FileError(f"No model family recognises {path.name!r} (families: {', '.join(tried) or 'none is installed'}).")
+
+
+def _model(made: object, what: str) -> Model[Any]:
+    if not isinstance(made, Model):
+        raise PluginError(f"{what} gave a {type(made).__name__}, not a sdkit Model.")
+    return made
 
 
 def _check_device(device: str) -> None:
@@ -86,7 +101,7 @@ def _check_device(device: str) -> None:
 
     try:
         kind = torch.device(device)
-        torch.empty(0, device=kind)
+        torch.zeros(1, device=kind).item()  # "meta" is a device, and holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InvalidRequest(f"The device {device!r} cannot be used: {reason}") from error
@@ -109,9 +124,17 @@ def pipeline(
     Raises:
         UnknownComponent, ParameterError: a name means nothing, or not with these parameters.
     """
+    if not isinstance(model, Model):
+        raise InvalidRequest(f"A pipeline is made of a model, not of {model!r}; load it first: sdkit.load(...).")
+    for name, value in (("scheduler", scheduler), ("spacing", spacing)):
+        if isinstance(value, type):
+            raise ParameterError(
+                f"The {name} {value.__name__} is a class; give one of its objects: {value.__name__}()."
+            )
     known = registry()
     scheduler = model.spec.scheduler if scheduler is None else scheduler
     spacing = model.spec.spacing if spacing is None else spacing
+    spacing = tuple(spacing) if isinstance(spacing, list) else spacing
     return Pipeline(
         model.encoder,
         model.denoiser,
@@ -139,7 +162,7 @@ class Rerun:
     same: bool
 
 
-def rerun(path: str | os.PathLike[str], *, model: Model[Any] | None = None, device: str = "cpu") -> Rerun:
+def rerun(path: str | os.PathLike[str], *, model: Model[Any] | None = None, device: str | None = None) -> Rerun:
     """Make the picture in a file again, from the manifest inside it.
 
     The whole batch it was part of is made again, so that even the last bits of its arithmetic are the same; the image
@@ -147,41 +170,39 @@ def rerun(path: str | os.PathLike[str], *, model: Model[Any] | None = None, devi
 
     Args:
         path: A PNG that sdkit saved.
-        model: The model to use; by default the one the manifest names is loaded.
-        device: Where to run it if it is loaded here.
+        model: The model to use; by default the registered one that the manifest names. A path in a manifest is not
+            followed: what a file from elsewhere opens is for you to say.
+        device: Where to run it if it is loaded here; by default the kind of device the picture was made on.
 
     Raises:
         FileError, ManifestError: the file has no manifest to follow.
         UnknownComponent: the model or a component it names is not installed.
     """
     manifest = read_manifest(path)
+    if manifest.noise != "addressed-1":
+        raise ManifestError(f"The picture was made with the noise {manifest.noise!r}, which this sdkit does not have.")
     if model is None:
-        if not manifest.model:
-            raise ManifestError("The manifest names no model: the picture came from a pipeline built by hand.")
-        try:
-            model = load(manifest.model, device=device)
-        except SdkitError as error:
-            error.add_note(f"the picture was made with the model {manifest.model!r}; pass it if it lies elsewhere")
-            raise
+        entries = registry().entries("model")
+        if manifest.model not in {name for entry in entries for name in (entry.component.name, entry.full_name)}:
+            raise ManifestError(
+                f"The picture was made with the model {manifest.model!r}, which is not registered here; load it and "
+                "pass it as model."
+            )
+        model = load(manifest.model, device=device or manifest.device)
     if manifest.model_sha256 and model.spec.sha256 and manifest.model_sha256 != model.spec.sha256:
         raise ManifestError(
             f"The picture was made with weights {manifest.model_sha256[:10]}, but the model {model.spec.name!r} has "
             f"{model.spec.sha256[:10]}; install the release that made it, or ask for a new picture instead."
         )
-    # The grid is in the manifest, but a request walks it from its spacing; that both agree is checked here.
-    pipe = pipeline(model)
-    if manifest.request.spacing == "grid":
-        request = attrs.evolve(manifest.request, spacing=None, steps=None, strength=None)
-        if manifest.request.image is not None:
+    request, pipe = manifest.request, pipeline(model)
+    if request.spacing == "grid":
+        if request.image is not None:
             raise ManifestError("A picture that started from an image on a grid given by hand cannot be rerun yet.")
         pipe = pipeline(model, spacing=manifest.grid)
-    else:
-        request = manifest.request
-        planned = pipe.plan(request).grid
-        if planned != manifest.grid:
-            raise ManifestError(
-                "The spacing gives other levels today than the manifest states; install the release that made the file."
-            )
+    elif pipe.plan(request).grid != manifest.grid:
+        raise ManifestError(
+            "The spacing gives other levels today than the manifest states; install the release that made the file."
+        )
     result = pipe(request)
     image = result.images[manifest.index]
     return Rerun(result, manifest, pixels_sha256(image) == manifest.pixels_sha256[manifest.index])

@@ -6,7 +6,7 @@ caller's ``for``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,7 +29,7 @@ def solve(
     noise: Noise,
     *,
     resume: Step[S] | None = None,
-) -> Iterator[Step[S]]:
+) -> Generator[Step[S], None, None]:
     """Walk ``x`` along ``grid``, yielding each step as it is made.
 
     Args:
@@ -44,10 +44,13 @@ def solve(
         GridError: ``grid`` is no grid. Errors from inside a step carry a note with its number and levels.
     """
     grid = check_grid(grid)
-    if resume is None:
-        state = scheduler.init(x, grid)
-    else:
-        x, state = resume.x, resume.state
+    state = scheduler.init(x, grid) if resume is None else resume.state
+    return _walk(scheduler, denoise, x if resume is None else resume.x, grid, noise, state)
+
+
+def _walk(
+    scheduler: Scheduler[S], denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, state: S
+) -> Generator[Step[S], None, None]:
     for i, (start, stop) in enumerate(pairwise(grid)):
         try:
             step = scheduler.step(denoise, x, start, stop, state, noise)
@@ -61,13 +64,13 @@ def solve(
 def evaluations(scheduler: Scheduler[S], grid: Grid, like: Tensor) -> int | None:
     """How many times ``scheduler`` will call the denoiser on ``grid``; None if that depends on the picture.
 
-    A pure scheduler can simply be run on a tensor of one number: that costs microseconds per step and counts exactly,
-    whatever the scheduler does on its first and last steps.
+    A pure scheduler can simply be run on a tiny tensor: that costs microseconds per step and counts exactly, whatever
+    the scheduler does on its first and last steps.
 
     Args:
         scheduler: The solver.
         grid: The levels of the run.
-        like: Any tensor; only its type is used (the core imports no torch here).
+        like: A small tensor in the form of a latent, to run it on.
     """
     if scheduler.traits.evaluations is None:
         return None
@@ -81,6 +84,6 @@ def evaluations(scheduler: Scheduler[S], grid: Grid, like: Tensor) -> int | None
     def zero(like: Tensor, start: object, stop: object) -> Tensor:
         return like * 0
 
-    for _ in solve(scheduler, denoise, like.new_zeros((1, 1)), grid, zero):
+    for _ in solve(scheduler, denoise, like, grid, zero):
         pass
     return calls

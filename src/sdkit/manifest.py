@@ -1,28 +1,28 @@
 """What made this picture, written and read inside the file.
 
 A PNG carries two text chunks: ``sdkit``, this manifest as JSON, and ``parameters``, the text that A1111, Civitai and
-other tools read. No absolute paths are written. Input pictures travel inside the JSON, so that the file alone is
-enough to make the picture again.
+other tools read. No absolute paths are written. Input pictures travel in chunks of their own (``sdIm``), so that the
+file alone is enough to make the picture again; as text they would exceed what readers of PNG accept.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
-import tempfile
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-import cattrs
 from attrs import frozen
 
 from sdkit.errors import FileError, ManifestError, ParameterError, SdkitError
-from sdkit.levels import Grid, Level
+from sdkit.files import write_whole
+from sdkit.levels import Grid
 from sdkit.plugins import registry, spelling
-from sdkit.request import Picture, Request
+from sdkit.request import Request
+from sdkit.wire import from_json, to_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +31,8 @@ __all__ = ["Manifest", "parameters_text", "read_manifest", "write_png"]
 
 SCHEMA = 1
 CHUNK = "sdkit"
+PICTURE_CHUNK = b"sdIm"  # lower case: not critical, private; upper, as PNG demands; lower: safe to copy
+PICTURES = ("image", "mask")
 
 Metadata = Literal["full", "a1111", "none"]
 
@@ -49,9 +51,12 @@ class Manifest:
         evaluations: Denoiser calls made.
         device: Kind of device it ran on.
         versions: Versions of the packages that matter for the numbers.
-        pixels_sha256: Hash of each image's pixels.
+        pixels_sha256: Hash of each image's pixels, one per seed.
         index: Which image of the request this file is.
         schema: Version of this form.
+
+    Raises:
+        ManifestError: the index is that of no image, or there is not one hash per seed.
     """
 
     request: Request
@@ -67,9 +72,17 @@ class Manifest:
     index: int = 0
     schema: int = SCHEMA
 
+    def __attrs_post_init__(self) -> None:
+        count = len(self.request.seeds)
+        if len(self.pixels_sha256) != count or not 0 <= self.index < count:
+            raise ManifestError(
+                f"A manifest of {count} seeds has as many hashes and an index below that, not "
+                f"{len(self.pixels_sha256)} hashes and index {self.index}."
+            )
+
     def to_json(self) -> str:
-        """This manifest as JSON text; non-finite numbers never occur in it."""
-        return json.dumps(_converter().unstructure(self), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        """This manifest as JSON text, input pictures included."""
+        return to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -82,57 +95,10 @@ class Manifest:
             data = json.loads(text)
             version = data["schema"] if isinstance(data, dict) else None
         except (ValueError, KeyError, RecursionError) as error:
-            raise ManifestError(f"This is not an sdkit manifest: {_first_line(error)}.") from error
-        if version != SCHEMA:
+            raise ManifestError("This is not an sdkit manifest: no JSON object with a schema.") from error
+        if type(version) is not int or version != SCHEMA:
             raise ManifestError(f"The manifest has schema {version!r}; this sdkit reads {SCHEMA}: update sdkit.")
-        try:
-            return _converter().structure(data, cls)
-        except Exception as error:
-            lines = "; ".join(cattrs.transform_error(error, format_exception=_reason))
-            raise ManifestError(f"The manifest cannot be read: {lines}") from error
-
-
-@cache
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_unstructure_hook(Picture, lambda picture: base64.b64encode(picture.png).decode())
-    converter.register_structure_hook(Picture, lambda text, _: Picture(base64.b64decode(text, validate=True)))
-    converter.register_unstructure_hook(Level, lambda level: [level.t, level.alpha, level.sigma])
-    converter.register_structure_hook(Level, lambda values, _: Level(*values))
-    plain = cattrs.gen.make_dict_unstructure_fn(
-        Request, converter, modifiers=cattrs.gen.override(unstruct_hook=lambda values: [_spelled(v) for v in values])
-    )
-    converter.register_unstructure_hook(Request, plain)
-    converter.register_structure_hook(
-        Request,
-        cattrs.gen.make_dict_structure_fn(
-            Request,
-            converter,
-            _cattrs_forbid_extra_keys=True,
-            modifiers=cattrs.gen.override(struct_hook=lambda texts, _: tuple(_made(t) for t in texts)),
-        ),
-    )
-    return converter
-
-
-def _spelled(modifier: object) -> str:
-    # A modifier that no plugin registers can be used, but not made again from a file: it stands there as its repr.
-    return registry().spell("modifier", modifier) or repr(modifier)
-
-
-def _made(text: object) -> Any:
-    if not isinstance(text, str):
-        raise ParameterError(f"A modifier is written as text, not {text!r}.")
-    return registry().make("modifier", text)
-
-
-def _reason(error: BaseException, kind: type | None) -> str:
-    # Our own sentences say more than cattrs' "invalid value".
-    return str(error).rstrip(".") if isinstance(error, SdkitError) else cattrs.v.format_exception(error, kind)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return from_json(text, cls)
 
 
 # Names other tools print for the core's samplers and spacings (scheduler-names: A1111 1.9 and later).
@@ -143,8 +109,8 @@ _A1111_SCHEDULES = {"uniform": "Uniform", "trailing": "Simple", "karras": "Karra
 def parameters_text(manifest: Manifest) -> str:
     """The ``parameters`` text other tools read: prompt, negative prompt, then one line of ``Key: value``."""
     request = manifest.request
-    sampler, options = spelling.parse(request.scheduler or "")
-    spacing, _ = spelling.parse(request.spacing or "")
+    sampler, options = _parsed(request.scheduler)
+    spacing, _ = _parsed(request.spacing)
     label = "Euler a" if sampler == "ddim" and options.get("eta") == 1 else _A1111_SAMPLERS.get(sampler, sampler)
     width, height = request.size or (0, 0)
     pairs: list[tuple[str, object]] = [
@@ -170,6 +136,13 @@ def parameters_text(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _parsed(text: str | None) -> tuple[str, dict[str, Any]]:
+    try:
+        return spelling.parse(text or "")
+    except SdkitError:
+        return text or "", {}
+
+
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
 
@@ -189,7 +162,7 @@ def write_png(path: str | os.PathLike[str], image: Image, manifest: Manifest, *,
     from PIL.PngImagePlugin import PngInfo
 
     path = Path(path)
-    if path.suffix.lower() != ".png":
+    if path.suffix.lower() != ".png" or not path.stem:
         raise FileError(
             f"{path.name!r} does not end in .png, the one format sdkit writes its manifest into; for others take "
             "result.images[0].save(...), which writes the picture alone."
@@ -200,26 +173,18 @@ def write_png(path: str | os.PathLike[str], image: Image, manifest: Manifest, *,
     if metadata != "none":
         info.add_itxt("parameters", parameters_text(manifest))
     if metadata == "full":
-        info.add_itxt(CHUNK, manifest.to_json(), zip=manifest.request.image is not None)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, "PNG", pnginfo=info)
-        # mkstemp makes files only the owner can read; a picture gets the permissions any new file would get.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+        data = json.loads(manifest.to_json())
+        for name in PICTURES:
+            if data["request"][name] is not None:
+                png = base64.b64decode(data["request"][name])
+                data["request"][name] = hashlib.sha256(png).hexdigest()
+                info.add(PICTURE_CHUNK, png)
+        info.add_itxt(CHUNK, json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+
+    def write(file: BinaryIO) -> None:
+        image.save(file, "PNG", pnginfo=info)
+
+    return write_whole(path, write)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -236,20 +201,35 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         with Image.open(path) as image:
             image.load()
             chunks = dict(getattr(image, "text", None) or {})
+            private = [chunk[1] for chunk in getattr(image, "private_chunks", ()) if chunk[0] == PICTURE_CHUNK]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise FileError(f"{name!r} cannot be read as a picture: {reason}.") from error
     if CHUNK not in chunks:
         other = " (it has `parameters` of another tool, which sdkit does not rerun)" if "parameters" in chunks else ""
         raise ManifestError(f"{name!r} carries no sdkit manifest{other}; only files sdkit saved with one can be rerun.")
-    return Manifest.from_json(str(chunks[CHUNK]))
+    return Manifest.from_json(_with_pictures(str(chunks[CHUNK]), private))
+
+
+def _with_pictures(text: str, pngs: list[bytes]) -> str:
+    """The JSON text with the pictures it names by their hashes put in."""
+    found = {hashlib.sha256(png).hexdigest(): png for png in pngs}
+    try:
+        data = json.loads(text)
+        for name in PICTURES:
+            if data["request"][name] is not None:
+                data["request"][name] = base64.b64encode(found[data["request"][name]]).decode()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text  # reading it will say what is wrong
+    return json.dumps(data)
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that matter for the numbers."""
+    """Versions of the packages that matter for the numbers: sdkit's own, its plugins', torch and numpy."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    plugins = {p.distribution: p.version for p in registry().plugins if p.ok and p.distribution and p.version}
+    found = dict(sorted(plugins.items()))
     for package in ("sdkit-core", "torch", "numpy"):
         try:
             found[package] = version(package)

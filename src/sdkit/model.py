@@ -109,7 +109,7 @@ class ModelSpec:
     summary: str = ""
     prediction: str = ""
     scheduler: str = "euler"
-    spacing: str = "uniform"
+    spacing: str = "trailing"
     steps: int = 50
     guidance: float | None = None
     sha256: str = ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -14,7 +14,8 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from sdkit.errors import FileError, InvalidRequest, NonFiniteError
+from sdkit.errors import ContractError, FileError, InvalidRequest, NonFiniteError
+from sdkit.files import image_names
 from sdkit.guidance import Guided, Inpainted, condition, guided
 from sdkit.levels import Grid, Level, check_grid
 from sdkit.loop import evaluations, solve
@@ -22,13 +23,11 @@ from sdkit.manifest import Manifest, Metadata, package_versions, write_png
 from sdkit.model import LatentSpec, ModelSpec
 from sdkit.noise import AddressedNoise
 from sdkit.plugins import registry
-from sdkit.protocols import Autoencoder, Decoder, Denoiser, Encoder, NoiseSchedule, Parts, Scheduler, Spacing
+from sdkit.protocols import Autoencoder, Decoder, Denoiser, Encoder, NoiseSchedule, Parts, Scheduler, Spacing, Step
 from sdkit.request import Picture, Request
 
 if TYPE_CHECKING:
     import os
-
-    from PIL.Image import Image
 
 __all__ = ["Pipeline", "Plan", "Result", "ResultEvent", "StepEvent"]
 
@@ -37,20 +36,23 @@ C = TypeVar("C")
 O = TypeVar("O")  # noqa: E741
 
 
+MOST_STEPS = 100_000
 DEFAULT_STRENGTH = 0.6
 """How much of a start image is redone if the request does not say; with a mask, all of what it shows."""
 
 
-@frozen
+@frozen(eq=False)
 class Plan:
     """What a request will do, known before anything is computed.
 
     Attributes:
-        request: The request with everything filled in.
+        request: The request with everything filled in; asked again, it does the same.
         grid: The levels that will be walked.
         size: (width, height) of the pictures in pixels.
         latent_shape: (batch, channels, height, width).
-        evaluations: Denoiser calls the scheduler will make; None for one with its own step control.
+        evaluations: Denoiser calls the scheduler will make, unless a modifier replaces it; None for one with its own
+            step control.
+        scheduler: The solver.
     """
 
     request: Request
@@ -58,6 +60,7 @@ class Plan:
     size: tuple[int, int]
     latent_shape: tuple[int, ...]
     evaluations: int | None
+    scheduler: Scheduler[Any] = field(repr=False)
 
 
 @frozen(eq=False)
@@ -72,6 +75,7 @@ class StepEvent:
         denoised: The clean latents predicted on the way: decode them for a preview.
         evaluations: Denoiser calls so far.
         elapsed: Seconds since the run began.
+        state: The solver's state. An event is all that is needed to go on: ``pipe.stream(request, resume=event)``.
     """
 
     index: int
@@ -81,6 +85,7 @@ class StepEvent:
     denoised: Tensor = field(repr=False)
     evaluations: int
     elapsed: float
+    state: Any = field(repr=False)
 
 
 @frozen(eq=False)
@@ -119,9 +124,9 @@ class Result:
             FileError: a file cannot be written; each is written whole or not at all.
         """
         path = Path(path)
-        if index is not None or len(self.images) == 1:
-            return (self._save_one(path, index or 0, metadata),)
-        names = [path.with_name(f"{path.stem}-{k + 1}{path.suffix}") for k in range(len(self.images))]
+        if index is not None:
+            return (self._save_one(path, index, metadata),)
+        names = image_names(path, len(self.images))
         return tuple(self._save_one(name, k, metadata) for k, name in enumerate(names))
 
     def _save_one(self, path: Path, index: int, metadata: Metadata) -> Path:
@@ -169,64 +174,85 @@ class Pipeline(Generic[P, C, O]):
             InvalidRequest: it cannot be carried out; nothing was computed.
             NonFiniteError: NaN or infinity came out of a part.
         """
-        *_, last = self.stream(request)
+        for event in self.stream(request):
+            last = event  # one at a time: a list of them would keep the latents of every step
         return cast(ResultEvent, last).result
 
-    def stream(self, request: Request) -> Iterator[StepEvent | ResultEvent]:
+    def stream(
+        self, request: Request, *, resume: StepEvent | None = None
+    ) -> Generator[StepEvent | ResultEvent, None, None]:
         """Make the pictures of a request, one event per step, the result last.
 
-        Stop iterating (or ``close()`` the iterator) to cancel: modifiers are undone, nothing is left behind.
-        """
-        plan = self.plan(request)
-        return self._run(plan)
+        To cancel, stop iterating and drop the iterator, or ``close()`` it (``contextlib.closing`` does): modifiers are
+        undone then, and nothing is left behind.
 
-    def _run(self, plan: Plan) -> Iterator[StepEvent | ResultEvent]:
+        Args:
+            request: What to make.
+            resume: An event of an earlier run of the same request: the run goes on after that step, and ends in the
+                same bits as if it had never stopped.
+        """
+        return self._run(self.plan(request), resume)
+
+    def _run(self, plan: Plan, resume: StepEvent | None) -> Generator[StepEvent | ResultEvent, None, None]:
         request, grid, began = plan.request, plan.grid, time.perf_counter()
-        like = torch.zeros(plan.latent_shape, device=self.device)
-        check, calls = _FiniteCheck(), 0
+        done = _done(plan, resume)
+        calls = resume.evaluations if resume else 0
+        check, like = _FiniteCheck(), torch.zeros(plan.latent_shape, device=self.device)
+        noise = AddressedNoise(request.seeds)
         with ExitStack() as stack:
-            parts = Parts(self.encoder, self.denoiser, self._scheduler(request), self.decoder)
+            # modifiers change the model's denoiser; guidance goes around whatever they make of it
+            bare = self.denoiser.denoiser if isinstance(self.denoiser, Guided) else self.denoiser
+            parts = Parts(self.encoder, bare, plan.scheduler, self.decoder)
             for modifier in request.modifiers:
-                parts = stack.enter_context(modifier.apply(parts))
-            denoiser = self._guided(parts.denoiser, request)
-            noise = AddressedNoise(request.seeds)
-            x = noise.initial(like) * grid[0].sigma
+                made = registry().make("modifier", modifier) if isinstance(modifier, str) else modifier
+                parts = stack.enter_context(made.apply(parts))
+            denoiser = _guided(parts.denoiser, request)
             with torch.no_grad():
-                count = len(request.seeds)
-                cond = condition(parts.encoder, denoiser, [request.prompt] * count, [request.negative] * count)
+                with _slot("encoder"):
+                    count = len(request.seeds)
+                    cond = condition(parts.encoder, denoiser, [request.prompt] * count, [request.negative] * count)
+                x = noise.initial(like) * grid[0].sigma
                 if request.image is not None:
-                    known = _encode(parts.decoder, request.image, like)
+                    with _slot("autoencoder's encode"):
+                        known = _encode(parts.decoder, request.image, like)
                     check.see(known, "autoencoder's encode", 0, grid[0])
                     x = x + known * grid[0].alpha
                     if request.mask is not None:
                         denoiser = Inpainted(denoiser, known, _latent_mask(request.mask, like))
 
             @torch.no_grad()
-            def denoise(x: Tensor, level: Level) -> Tensor:
+            def denoise(x: Tensor, level: Level, /) -> Tensor:
                 nonlocal calls
                 calls += 1
-                denoised = denoiser(x, level, cond)
+                with _slot("denoiser"):
+                    denoised = denoiser(x, level, cond)
+                    if denoised.shape != x.shape:
+                        raise ContractError(
+                            f"The denoiser gave a tensor of shape {tuple(denoised.shape)} for latents of shape "
+                            f"{tuple(x.shape)}; it must keep the shape."
+                        )
                 check.see(denoised, "denoiser", calls, level)
                 return denoised
 
-            step = None
-            for i, step in enumerate(solve(parts.scheduler, denoise, x, grid, noise), start=1):
-                check.see(step.x, "scheduler", i, grid[i])
+            start = Step(resume.x, resume.denoised, resume.state) if resume else None
+            steps = solve(parts.scheduler, denoise, x, grid[done:], noise, resume=start)
+            for i, step in enumerate(steps, start=done + 1):
+                x = step.x
+                check.see(x, "scheduler", i, grid[i])
                 yield StepEvent(
                     index=i,
                     steps=len(grid) - 1,
                     level=grid[i],
-                    x=step.x.clone(),
+                    x=x.clone(),
                     denoised=step.denoised.clone(),
                     evaluations=calls,
                     elapsed=time.perf_counter() - began,
+                    state=step.state,
                 )
-            assert step is not None  # a grid has at least one step
             check.settle()
-            with torch.no_grad():
-                output = parts.decoder(step.x)
-        images = _pictures(output, request)
-        yield ResultEvent(Result(images, step.x, self._manifest(plan, images, calls)))
+            with torch.no_grad(), _slot("decoder"):
+                images = _pictures(parts.decoder(x), request)
+        yield ResultEvent(Result(images, x, self._manifest(plan, images, calls)))
 
     def plan(self, request: Request) -> Plan:
         """What ``request`` will do, with everything filled in and checked; nothing is computed.
@@ -235,23 +261,24 @@ class Pipeline(Generic[P, C, O]):
             InvalidRequest: it cannot be carried out.
             UnknownComponent, ParameterError: a name in it means nothing, or not with these parameters.
         """
+        if not isinstance(request, Request):
+            raise InvalidRequest(f"A pipeline takes a Request, not {request!r}; write sdkit.Request({request!r}).")
         spec, latent = self.spec, self._latent()
         size = request.size or (request.image.size if request.image else None) or latent.size
         shape = (len(request.seeds), *latent.shape(size))
         if request.image is not None and not hasattr(self.decoder, "encode"):
             raise InvalidRequest("This pipeline's decoder cannot encode, so it cannot start from an image.")
-        scheduler = self._scheduler(request)
+        scheduler, scheduler_name = self._scheduler(request)
         steps = request.steps or (spec.steps if spec else 50)
         strength = request.strength
         if request.image is not None and strength is None:
             strength = DEFAULT_STRENGTH if request.mask is None else 1.0
-        grid, spacing = self._grid(request, steps, strength)
-        if isinstance(self.spacing, tuple) and request.spacing is None:
-            steps = len(self.spacing) - 1
+        grid, spacing_name, steps = self._grid(request, steps, strength)
         guidance, rescale, interval = request.guidance, request.guidance_rescale, request.guidance_interval
         if isinstance(self.denoiser, Guided):
             guidance = self.denoiser.scale if guidance is None else guidance
-            rescale, interval = rescale or self.denoiser.rescale, interval or self.denoiser.interval
+            rescale = self.denoiser.rescale if rescale is None else rescale
+            interval = self.denoiser.interval if interval is None else interval
         elif guidance is None and spec is not None and not getattr(self.denoiser, "takes_negative", False):
             guidance = spec.guidance
         filled = attrs.evolve(
@@ -262,11 +289,12 @@ class Pipeline(Generic[P, C, O]):
             guidance=guidance,
             guidance_rescale=rescale,
             guidance_interval=interval,
-            scheduler=request.scheduler or registry().spell("scheduler", scheduler) or repr(scheduler),
-            spacing=spacing,
+            scheduler=scheduler_name,
+            spacing=spacing_name,
         )
-        self._guided(self.denoiser, filled)  # refuses what cannot be guided, before anything runs
-        return Plan(filled, grid, size, shape, evaluations(scheduler, grid, torch.zeros(1)))
+        _guided(self.denoiser, filled)  # refuses what cannot be guided, before anything runs
+        calls = evaluations(scheduler, grid, torch.zeros((1, shape[1], 1, 1)))
+        return Plan(filled, grid, size, shape, calls, scheduler)
 
     def _latent(self) -> LatentSpec:
         latent = self.spec.latent if self.spec else getattr(self.decoder, "latent", None)
@@ -276,54 +304,54 @@ class Pipeline(Generic[P, C, O]):
             )
         return latent
 
-    def _scheduler(self, request: Request) -> Scheduler[Any]:
-        if request.scheduler is None:
-            return self.scheduler
-        return cast("Scheduler[Any]", registry().make("scheduler", request.scheduler))
+    def _scheduler(self, request: Request) -> tuple[Scheduler[Any], str]:
+        """The solver, and the text that makes it again."""
+        own = _name("scheduler", self.scheduler)
+        if request.scheduler in (None, own):
+            return self.scheduler, own
+        made: Scheduler[Any] = registry().make("scheduler", request.scheduler)
+        return made, registry().spell("scheduler", made) or request.scheduler
 
-    def _grid(self, request: Request, steps: int, strength: float | None) -> tuple[Grid, str]:
-        """The levels that will be walked, and the spacing as text."""
-        spacing = self.spacing if request.spacing is None else registry().make("spacing", request.spacing)
+    def _grid(self, request: Request, steps: int, strength: float | None) -> tuple[Grid, str, int]:
+        """The levels that will be walked, the spacing as text, and the number of steps the strength is a share of."""
+        own = "grid" if isinstance(self.spacing, tuple) else _name("spacing", self.spacing)
+        spacing, name = self.spacing, own
+        if request.spacing not in (None, own):
+            spacing = registry().make("spacing", request.spacing)
+            name = registry().spell("spacing", spacing) or request.spacing
+        exact = strength is not None and strength < 1 and request.steps_policy == "exact"
         if isinstance(spacing, tuple):
-            name, grid = "grid", check_grid(spacing)
-            if request.steps is not None and request.steps != len(grid) - 1:
+            grid = check_grid(spacing)
+            if request.steps not in (None, len(grid) - 1):
                 raise InvalidRequest(
                     f"The request asks for {request.steps} steps, but the pipeline has a grid of {len(grid) - 1}; "
                     "leave steps out, or give the pipeline a spacing."
                 )
-            if strength is not None and request.steps_policy == "exact" and strength < 1:
+            if exact:
                 raise InvalidRequest("A given grid is used verbatim; steps_policy='exact' needs a spacing.")
+            steps = len(grid) - 1
         else:
-            name = request.spacing or registry().spell("spacing", spacing) or repr(spacing)
             schedule = self.schedule or getattr(self.denoiser, "schedule", None)
             if schedule is None:
                 raise InvalidRequest(
                     "A spacing divides a noise schedule, and none is known: give the Pipeline schedule=..., or a grid."
                 )
-            exact = strength is not None and request.steps_policy == "exact"
-            grid = spacing(schedule, max(steps, round(steps / strength)) if exact and strength else steps)
+            count = round(steps / strength) if exact and strength else steps
+            if count > MOST_STEPS:
+                raise InvalidRequest(
+                    f"{steps} steps at strength {strength} divide the way into {count}; allowed are {MOST_STEPS}: "
+                    "ask for fewer steps, more strength, or steps_policy='proportional'."
+                )
+            grid = check_grid(spacing(schedule, count))
         if strength is None:
-            return grid, name
-        walked = steps if request.steps_policy == "exact" and not isinstance(spacing, tuple) else None
-        # round, not int: 100 * 0.29 is 28.999... in binary and means 29.
-        walked = walked or max(1, round((len(grid) - 1) * strength))
-        return grid[len(grid) - 1 - walked :], name
-
-    def _guided(self, denoiser: Denoiser[Any], request: Request) -> Denoiser[Any]:
-        already = getattr(denoiser, "takes_negative", False)
-        if request.guidance is not None and already and not isinstance(denoiser, Guided):
-            raise InvalidRequest(
-                "This pipeline's denoiser is guided inside a wrapper of its own; leave guidance out of the request."
-            )
-        if request.negative and not already and request.guidance in (None, 1):
-            raise InvalidRequest("A negative prompt acts through guidance, and there is none: set guidance above 1.")
-        if request.guidance is None:
-            return denoiser
-        return guided(denoiser, request.guidance, rescale=request.guidance_rescale, interval=request.guidance_interval)
+            return grid, name, steps
+        # round, not int: 100 * 0.29 is 28.999... in binary and means 29
+        walked = steps if exact else max(1, round((len(grid) - 1) * strength))
+        return grid[len(grid) - 1 - walked :], name, steps
 
     def _manifest(self, plan: Plan, images: tuple[Any, ...], calls: int) -> Manifest:
         spec = self.spec
-        hashes = tuple(pixels_sha256(image) if hasattr(image, "tobytes") else "" for image in images)
+        hashes = tuple(pixels_sha256(image) for image in images)
         return Manifest(
             request=plan.request,
             grid=plan.grid,
@@ -347,8 +375,12 @@ class _FiniteCheck:
     def see(self, tensor: Tensor, slot: str, step: int, level: Level) -> None:
         flag = torch.isfinite(tensor).all()
         self._pending.append((flag, slot, step, level))
-        if tensor.device.type == "cpu":
+        if not self.waits(tensor):
             self.settle()
+
+    def waits(self, tensor: Tensor) -> bool:
+        """Whether reading a flag would make the host wait for the device."""
+        return tensor.device.type != "cpu"
 
     def settle(self) -> None:
         if not self._pending:
@@ -364,8 +396,59 @@ class _FiniteCheck:
         self._pending.clear()
 
 
-def pixels_sha256(image: Image) -> str:
-    """SHA-256 of an image's mode, size and pixels, in hexadecimal."""
+def _name(kind: str, value: object) -> str:
+    """The text that makes a scheduler or spacing again, or says that none does."""
+    return registry().spell(kind, value) or f"custom:{type(value).__name__}"
+
+
+def _done(plan: Plan, resume: StepEvent | None) -> int:
+    """How many steps of the plan are behind the event to resume from."""
+    if resume is None:
+        return 0
+    last = len(plan.grid) - 1
+    if not 0 < resume.index < last or plan.grid[resume.index] != resume.level:
+        raise InvalidRequest(
+            f"The run cannot go on after step {resume.index} at {resume.level}: this request has {last} steps and is "
+            "at another level there, or done; resume with the request the event came from."
+        )
+    if tuple(resume.x.shape) != plan.latent_shape:
+        raise InvalidRequest(
+            f"The event to go on from has latents of shape {tuple(resume.x.shape)}, the request {plan.latent_shape}."
+        )
+    return resume.index
+
+
+def _guided(denoiser: Denoiser[Any], request: Request) -> Denoiser[Any]:
+    """The denoiser as the request wants it guided."""
+    already = getattr(denoiser, "takes_negative", False)
+    if request.guidance is not None and already and not isinstance(denoiser, Guided):
+        raise InvalidRequest(
+            "This pipeline's denoiser is guided inside a wrapper of its own; leave guidance out of the request."
+        )
+    if request.negative and not already and request.guidance in (None, 1):
+        raise InvalidRequest("A negative prompt acts through guidance, and there is none: set guidance above 1.")
+    if request.guidance is None:
+        return denoiser
+    rescale, interval = request.guidance_rescale or 0.0, request.guidance_interval
+    return guided(denoiser, request.guidance, rescale=rescale, interval=interval)
+
+
+@contextmanager
+def _slot(name: str) -> Iterator[None]:
+    """Errors from inside say which part they came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the {name}")
+        raise
+
+
+def pixels_sha256(image: object) -> str:
+    """SHA-256 of a Pillow image's mode, size and pixels, in hexadecimal; empty for anything else."""
+    from PIL.Image import Image
+
+    if not isinstance(image, Image):
+        return ""
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
@@ -396,12 +479,14 @@ def _pictures(output: Any, request: Request) -> tuple[Any, ...]:
     """What a decoder gave as pictures; pixels that a mask keeps are the input's, exactly."""
     if not isinstance(output, Tensor):
         return tuple(output)
+    if output.ndim != 4 or output.shape[1] not in (1, 3, 4):
+        return tuple(output)
     if not bool(torch.isfinite(output).all()):
         raise NonFiniteError("NaN or infinity came out of the decoder; try float32, or decode result.latents again.")
     from PIL import Image
 
     array = (output.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    images = [Image.fromarray(row) for row in array]
+    images = [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in array]
     if request.image is not None and request.mask is not None:
         kept, mask = request.image.image().convert("RGB"), request.mask.image().convert("L")
         images = [Image.composite(image, kept, mask) for image in images]

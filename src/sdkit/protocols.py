@@ -7,9 +7,9 @@ as guidance can join and split it without knowing what is inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from attrs import frozen
 
@@ -140,7 +140,7 @@ class Scaling:
 
 
 class Parametrization(Protocol):
-    """What a network predicts, as a scaling at each level, and the same as a training target and weight."""
+    """What a network predicts, as a scaling at each level, and the same as a training target."""
 
     def __call__(self, level: Level, /) -> Scaling: ...
 
@@ -168,7 +168,7 @@ class Traits:
     evaluations: int | None
 
 
-@frozen
+@frozen(eq=False)
 class Step(Generic[S]):
     """``x`` after the step, what was predicted clean on the way, and the solver's state."""
 
@@ -177,8 +177,10 @@ class Step(Generic[S]):
     state: S
 
 
-Denoise: TypeAlias = "Callable[[Tensor, Level], Tensor]"
-"""A denoiser with its conditioning already in it: what a scheduler calls."""
+class Denoise(Protocol):
+    """A denoiser with its conditioning already in it: what a scheduler calls."""
+
+    def __call__(self, x: Tensor, level: Level, /) -> Tensor: ...
 
 
 class Scheduler(Protocol[S]):

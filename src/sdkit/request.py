@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import operator
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "Request"]
 
 MAX_SEED = 2**64 - 1
+MAX_SIDE = 2**15
+MAX_GUIDANCE = 1e6
 
 
 @frozen
@@ -34,7 +38,7 @@ class Picture:
             FileError: the file cannot be read as a picture.
             InvalidRequest: it is nothing of the kind, or has transparency (compose it on a background first).
         """
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         if isinstance(source, Picture):
             return source
@@ -42,7 +46,8 @@ class Picture:
             try:
                 with Image.open(source) as opened:
                     opened.load()
-                    image: Image.Image = opened
+                    # a camera's "turn me" is part of how the picture is meant to be seen
+                    image: Image.Image = ImageOps.exif_transpose(opened)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 raise FileError(f"{Path(source).name!r} cannot be read as a picture: {reason}.") from error
@@ -50,6 +55,11 @@ class Picture:
             image = source
         else:
             raise InvalidRequest(f"A picture is a Pillow image or a file name, not a {type(source).__name__}.")
+        if image.mode.startswith(("I", "F")):
+            raise InvalidRequest(
+                f"The picture has pixels of more than 8 bits (Pillow's mode {image.mode}), and how to bring them "
+                "to 8 is not for sdkit to guess: convert it to RGB or L first."
+            )
         if image.mode == "P" or "transparency" in image.info:
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         if image.mode in ("RGBA", "LA", "PA"):
@@ -76,19 +86,26 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self.image().size
+        """(width, height) in pixels, from the file's header."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.png)) as opened:
+            return opened.size
 
 
 def _picture(value: Any) -> Picture | None:
     return None if value is None else Picture.of(value)
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
+def _seeds(value: Any) -> tuple[Any, ...]:
+    # what is no seed is left for the check to name; numbers of numpy's are numbers
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return tuple(operator.index(v) if hasattr(v, "__index__") and not isinstance(v, bool) else v for v in values)
 
 
 def _modifiers(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidRequest(f"modifiers is a tuple of modifiers, or of their names, not {value!r}.")
     return tuple(value)
 
 
@@ -109,7 +126,7 @@ class Request:
         spacing: Name of a spacing, parameters may follow: ``"karras(rho=5)"``.
         steps: Number of steps, at least 1.
         guidance: Scale of classifier-free guidance; 1 is none.
-        guidance_rescale: 0 to 1, see `sdkit.guided`.
+        guidance_rescale: 0 (off) to 1, see `sdkit.guided`.
         guidance_interval: (low, high) in sigma / alpha in which guidance acts, see `sdkit.guided`.
         image: Picture to start from: a Pillow image or a file name.
         strength: How much of the way is walked again from ``image``: above 0 (nothing) to 1 (everything); by default
@@ -117,7 +134,7 @@ class Request:
         steps_policy: ``"proportional"`` walks the last ``round(steps * strength)`` of ``steps`` steps; ``"exact"``
             divides finer so that ``steps`` steps are walked.
         mask: Where to paint, white, over ``image``; black pixels are kept exactly.
-        modifiers: Changes of behaviour, applied in order.
+        modifiers: Changes of behaviour, applied in order: modifiers, or their names, parameters may follow.
 
     Raises:
         InvalidRequest: a value is out of range; the sentence says which.
@@ -132,7 +149,7 @@ class Request:
     spacing: str | None = field(default=None, kw_only=True)
     steps: int | None = field(default=None, kw_only=True)
     guidance: float | None = field(default=None, kw_only=True)
-    guidance_rescale: float = field(default=0.0, kw_only=True)
+    guidance_rescale: float | None = field(default=None, kw_only=True)
     guidance_interval: tuple[float, float] | None = field(default=None, converter=_pair, kw_only=True)
     image: Picture | None = field(default=None, converter=_picture, kw_only=True)
     strength: float | None = field(default=None, kw_only=True)
@@ -141,48 +158,75 @@ class Request:
     modifiers: tuple[Any, ...] = field(default=(), converter=_modifiers, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
+        for problem in (*self._texts(), *self._numbers(), *self._pictures()):
+            raise InvalidRequest(problem)
+
+    def _texts(self) -> Iterator[str]:
         for name in ("prompt", "negative"):
-            if not isinstance(getattr(self, name), str):
-                raise InvalidRequest(f"The {name} must be text, not {getattr(self, name)!r}.")
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                yield f"The {name} must be text, not {text!r}."
+            elif any("\ud800" <= letter <= "\udfff" for letter in text):
+                yield f"The {name} is not valid Unicode text: {text!r}."
+        for name in ("scheduler", "spacing"):
+            if not isinstance(getattr(self, name), str | None):
+                yield f"A request names its {name}, to travel as text; give the object to sdkit.pipeline instead."
+
+    def _numbers(self) -> Iterator[str]:
         if not self.seeds:
-            raise InvalidRequest("A request needs at least one seed, one per image.")
+            yield "A request needs at least one seed, one per image."
         for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-                raise InvalidRequest(f"A seed is a whole number from 0 to {MAX_SEED}, not {seed!r}.")
-        if self.size is not None and (
-            not isinstance(self.size, tuple)
-            or len(self.size) != 2
-            or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in self.size)
+            if not _whole(seed) or not 0 <= seed <= MAX_SEED:
+                yield f"A seed is a whole number from 0 to {MAX_SEED}, not {seed!r}."
+        size = self.size
+        if size is not None and not (
+            isinstance(size, tuple) and len(size) == 2 and all(_whole(side) and 0 < side <= MAX_SIDE for side in size)
         ):
-            raise InvalidRequest(f"The size is (width, height) in pixels, for example (128, 128), not {self.size!r}.")
-        if self.steps is not None and (
-            isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
-        ):
-            raise InvalidRequest(f"The number of steps must be a whole number of at least 1, not {self.steps!r}.")
-        if self.guidance is not None and not _finite(self.guidance):
-            raise InvalidRequest(
-                f"Guidance must be a finite number, not {self.guidance!r}; 1 is none, usual are 3 to 9."
+            yield f"The size is (width, height) in pixels up to {MAX_SIDE}, for example (128, 128), not {size!r}."
+        if self.steps is not None and (not _whole(self.steps) or self.steps < 1):
+            yield f"The number of steps must be a whole number of at least 1, not {self.steps!r}."
+        if self.guidance is not None and (not _finite(self.guidance) or abs(self.guidance) > MAX_GUIDANCE):
+            yield f"Guidance must be a finite number, not {self.guidance!r}; 1 is none, usual are 3 to 9."
+        rescale = self.guidance_rescale
+        if rescale is not None and (not _finite(rescale) or not 0 <= rescale <= 1):
+            yield f"Guidance rescale must lie between 0 and 1, not {rescale!r}."
+        interval = self.guidance_interval
+        if interval is not None and not _interval(interval):
+            yield (
+                "The guidance interval is (low, high) in sigma / alpha with 0 <= low < high, infinity allowed, "
+                f"not {interval!r}."
             )
-        if not _finite(self.guidance_rescale) or not 0 <= self.guidance_rescale <= 1:
-            raise InvalidRequest(f"Guidance rescale must lie between 0 and 1, not {self.guidance_rescale!r}.")
         if self.strength is not None and (not _finite(self.strength) or not 0 < self.strength <= 1):
-            raise InvalidRequest(
-                f"Strength must be above 0 (nothing changes) and at most 1 (nothing is kept), not {self.strength!r}."
-            )
+            yield f"Strength must be above 0 (nothing changes) and at most 1 (nothing is kept), not {self.strength!r}."
         if self.steps_policy not in ("proportional", "exact"):
-            raise InvalidRequest(f"steps_policy is 'proportional' or 'exact', not {self.steps_policy!r}.")
-        if self.image is None and (self.mask is not None or self.strength is not None):
-            given = "a mask" if self.mask is not None else "a strength"
-            raise InvalidRequest(f"There is {given} but no image to start from; give an image too.")
-        if self.image is not None and self.mask is not None and self.mask.size != self.image.size:
-            raise InvalidRequest(
-                f"The mask is {_by(self.mask.size)} and the image {_by(self.image.size)}; make them the same size."
-            )
-        if self.image is not None and self.size is not None and self.image.size != self.size:
-            raise InvalidRequest(
+            yield f"steps_policy is 'proportional' or 'exact', not {self.steps_policy!r}."
+
+    def _pictures(self) -> Iterator[str]:
+        if self.image is None:
+            if self.mask is not None or self.strength is not None:
+                given = "a mask" if self.mask is not None else "a strength"
+                yield f"There is {given} but no image to start from; give an image too."
+            return
+        if self.mask is not None and self.mask.size != self.image.size:
+            yield f"The mask is {_by(self.mask.size)} and the image {_by(self.image.size)}; make them the same size."
+        if self.size is not None and self.image.size != self.size:
+            yield (
                 f"The image is {_by(self.image.size)} but the size asked for is {_by(self.size)}; resize the image, "
                 "or leave the size out."
             )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _interval(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        and 0 <= value[0] < value[1]
+    )
 
 
 def _finite(value: object) -> bool:

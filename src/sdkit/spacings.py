@@ -119,14 +119,14 @@ class Karras:
     Source: Karras et al. 2022, https://arxiv.org/abs/2206.00364, equation 5.
 
     Attributes:
-        rho: Above 0; 7 puts more levels near the clean end, 1 spaces ``s`` evenly.
+        rho: 0.1 to 1000; 7 puts more levels near the clean end, 1 spaces ``s`` evenly.
     """
 
     rho: float = field(default=7.0, converter=float)
 
     def __attrs_post_init__(self) -> None:
-        if not 0 < self.rho < math.inf:
-            raise ParameterError(f"rho must be above 0, not {self.rho}.")
+        if not 0.1 <= self.rho <= 1000:
+            raise ParameterError(f"rho must lie between 0.1 and 1000, not {self.rho}; usual is 7.")
 
     def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
         """``steps + 1`` levels."""

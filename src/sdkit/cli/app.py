@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from sdkit import __version__
 from sdkit.errors import SdkitError
+from sdkit.plugins.component import describe
 
 __all__ = ["cli", "main"]
 
@@ -48,6 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output (head, less) has gone; that is its right.
         sys.stderr.close()
         raise SystemExit(141) from None
+    except Exception as error:
+        # a plugin's mistake, or ours: one line for people, everything for those who look for it
+        if os.environ.get("SDKIT_DEBUG", "") not in ("", "0"):
+            raise
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        fail(f"{describe(error)}{notes} (SDKIT_DEBUG=1 shows where)", code=1)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

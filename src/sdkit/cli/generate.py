@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdkit.errors import FileError, InvalidRequest
+from sdkit.errors import FileError, InvalidRequest, SdkitError
+from sdkit.files import image_names
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from sdkit.pipelines import Pipeline, Result
     from sdkit.request import Request
 
 __all__ = ["generate", "rerun"]
+
+MOST = 1000  # images of one run, which are one batch in memory
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer releases of click
@@ -82,12 +83,11 @@ def generate(
     metadata: Any,
 ) -> None:
     """Make pictures of PROMPT."""
-    if count < 1:
-        raise InvalidRequest(f"--count must be at least 1, not {count}.")
+    if not 1 <= count <= MOST:
+        raise InvalidRequest(f"--count must be at least 1 and at most {MOST}, not {count}.")
     seed = _new_seed() if seed is None else seed
     target = Path(out) if out is not None else _free_name(prompt, seed)
-    for file in (target, *([Path(sheet)] if sheet else [])):
-        _check_target(file)
+    _check_targets([*image_names(target, count), *([Path(sheet)] if sheet else [])], keep=[image, mask])
 
     from sdkit.request import Request  # everything cheap is checked before a model is loaded
 
@@ -111,7 +111,9 @@ def generate(
     _hints(loaded.encoder, prompt)
     pipe = sdkit.pipeline(loaded)
     if fit:
-        request = _fitted(request, size or loaded.spec.latent.size, mask)
+        size = size or loaded.spec.latent.size
+        loaded.spec.latent.shape(size)  # refuses a size the model cannot make, before anything is resized to it
+        request = _fitted(request, size, mask)
     result = _run(pipe, request)
     for name in result.save(target, metadata=metadata):
         click.echo(str(name))
@@ -122,24 +124,20 @@ def generate(
 @click.command()
 @click.argument("file")
 @click.option("--model", metavar="NAME", help="Model to use, if not the one the file names.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch writes it.")
+@click.option("--device", metavar="D", help="Where to compute [default: the kind of device it was made on].")
 @click.option("--out", metavar="FILE", help="Where to write the picture [default: FILE with -rerun].")
-def rerun(file: str, model: str | None, device: str, out: str | None) -> None:
+def rerun(file: str, model: str | None, device: str | None, out: str | None) -> None:
     """Make the picture in FILE again, from the manifest inside it, and say whether the pixels are the same.
 
     Exit code 1 if they are not (another machine or version of torch can change last bits).
     """
     source = Path(file)
     target = Path(out) if out is not None else source.with_name(f"{source.stem}-rerun.png")
-    _check_target(target)
-
-    from sdkit.manifest import read_manifest
-
-    manifest = read_manifest(source)
+    _check_targets([target], keep=[file])
 
     import sdkit
 
-    loaded = sdkit.load(model or manifest.model, device=device) if model or manifest.model else None
+    loaded = sdkit.load(model, device=device or "cpu") if model else None
     again = sdkit.rerun(source, model=loaded, device=device)
     again.result.save(target, index=again.manifest.index)
     click.echo(str(target))
@@ -182,27 +180,18 @@ def _fitted(request: Request, size: tuple[int, int], mask: str | None) -> Reques
 
     if request.image is None:
         raise InvalidRequest("--fit resizes --image; give one.")
+    attrs.evolve(request, image=None, mask=None, strength=None, size=size)  # refuses a size that is none
     image = Picture.of(request.image.image().resize(size, Image.Resampling.LANCZOS))
     resized = Picture.of(Picture.of(mask).image().resize(size, Image.Resampling.BILINEAR)) if mask else None
     return attrs.evolve(request, image=image, mask=resized, size=size)
 
 
 def _save_sheet(result: Result, path: Path) -> Path:
+    from sdkit.files import write_whole
     from sdkit.sheet import contact_sheet
 
-    captions = [f"seed {seed}" for seed in result.seeds]
-    return _write(path, contact_sheet(list(result.images), captions))
-
-
-def _write(path: Path, image: Image) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        image.save(part, "PNG")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
-    return path
+    sheet = contact_sheet(list(result.images), [f"seed {seed}" for seed in result.seeds])
+    return write_whole(path, lambda file: sheet.save(file, "PNG"))
 
 
 def _new_seed() -> int:
@@ -212,16 +201,34 @@ def _new_seed() -> int:
 
 
 def _free_name(prompt: str, seed: int) -> Path:
+    """A name after the prompt and the seed that no file has yet."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") or "picture"
-    return Path(f"{words}-{seed}.png")
+    names = (Path(f"{words}-{seed}{again}.png") for again in ("", *(f"-again{k}" for k in range(1, 10_000))))
+    return next(name for name in names if not name.exists())
+
+
+def _check_targets(paths: list[Path], keep: list[str | None]) -> None:
+    """Refuse names that could not be written, or would overwrite each other or an input, before minutes of work."""
+    seen = {Path(name).resolve(): "an input" for name in keep if name is not None}
+    for path in paths:
+        _check_target(path)
+        if path.resolve() in seen:
+            raise FileError(f"{str(path)!r} is also {seen[path.resolve()]}; give it another name.")
+        seen[path.resolve()] = "another output"
 
 
 def _check_target(path: Path) -> None:
-    """Refuse a name that could not be written, before minutes of work."""
     if path.suffix.lower() != ".png":
-        raise FileError(f"{str(path)!r} does not end in .png, the format sdkit writes with its manifest inside.")
+        raise FileError(
+            f"{str(path)!r} is no name that ends in .png, the format sdkit writes with its manifest inside."
+        )
     folder = path.parent
-    if not folder.is_dir():
-        raise FileError(f"The folder {str(folder)!r} does not exist; make it first.")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise FileError(f"{str(path)!r} cannot be written: no permission, or it is a folder.")
+    try:
+        if not folder.is_dir():
+            raise FileError(f"The folder {str(folder)!r} does not exist; make it first.")
+        if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            raise FileError(f"{str(path)!r} cannot be written: no permission, or it is a folder.")
+    except SdkitError:
+        raise
+    except OSError as error:
+        raise FileError(f"{str(path)!r} cannot be written: {error.strerror}.") from error

@@ -115,7 +115,7 @@ def models(as_json: bool) -> None:
         try:
             import sdkit
 
-            with sdkit.load(entry.component.name) as model:
+            with sdkit.load(entry.full_name) as model:
                 found.append((entry, model.spec, ""))
         except Exception as error:  # one broken model must not hide the others
             found.append((entry, None, str(error) or describe(error)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DpmPP2M", "History"]
 
 
-@frozen
+@frozen(eq=False)
 class History:
     """What a two-step method remembers: the last prediction and the ``log_snr`` where it was made."""
 

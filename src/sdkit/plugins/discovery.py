@@ -68,6 +68,11 @@ class Entry:
     component: Component
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its short name and its aliases."""
+        return (self.component.name, *self.component.aliases)
+
+    @property
     def full_name(self) -> str:
         """``plugin:name``, which is never ambiguous."""
         return f"{self.plugin}:{self.component.name}"
@@ -90,6 +95,7 @@ class Registry:
         environ = os.environ if environ is None else environ
         only, blocked = _names(environ, "SDKIT_PLUGINS"), _names(environ, "SDKIT_BLOCK_PLUGINS")
         found = [c for c in _installed() if (only is None or c.name in only) and c.name not in (blocked or ())]
+        found += [_absent(name) for name in sorted((only or frozenset()) - {c.name for c in found} - {CORE})]
         return cls.from_candidates(
             found, strict=_flag(environ, "SDKIT_STRICT_PLUGINS"), trace=_flag(environ, "SDKIT_TRACE_PLUGINS")
         )
@@ -148,9 +154,8 @@ class Registry:
         entries = self.entries(kind)
         for answers in (
             [e for e in entries if e.full_name == name],
-            [e for e in entries if e.component.name == name],
-            [e for e in entries if name in e.component.aliases],
-            [e for e in entries if name.casefold() in (a.casefold() for a in (e.component.name, *e.component.aliases))],
+            [e for e in entries if name in e.names],
+            [e for e in entries if name.casefold() in (known.casefold() for known in e.names)],
         ):
             if len(answers) == 1:
                 return answers[0]
@@ -185,24 +190,23 @@ class Registry:
         except UnknownComponent:
             name, parameters = spelling.parse(text)
             target = self.get(kind, name)
-        return call(f"{kind} {name!r}", target, parameters)
+        return call(f"{kind} {name!r}", target, parameters, blame=True)
 
     def spell(self, kind: str, value: object) -> str | None:
         """The text from which `make` makes ``value`` again, or None if no component does.
 
-        ``value`` is an instance of a component's attrs class; parameters at their default are left out.
+        ``value`` is an instance of a component's class: an attrs class, whose parameters are left out where they have
+        their default, or a class that takes none.
         """
         target = f"{type(value).__module__}:{type(value).__qualname__}"
         for entry in self.entries(kind):
-            if entry.component.target.split(":")[-1] != target.split(":")[-1] or not attrs.has(type(value)):
+            if entry.component.target.split(":")[-1] != target.split(":")[-1]:
                 continue
             if entry.component.target != target and entry.component.load() is not type(value):
                 continue
-            parameters = {
-                f.alias or f.name: getattr(value, f.name)
-                for f in attrs.fields(cast(Any, type(value)))
-                if f.init and getattr(value, f.name) != _default(f)
-            }
+            parameters = _parameters(value)
+            if parameters is None:
+                continue
             short = [e for e in self.entries(kind) if e.component.name == entry.component.name]
             return spelling.spell(entry.component.name if len(short) == 1 else entry.full_name, parameters)
         return None
@@ -228,8 +232,10 @@ def registry() -> Registry:
     return Registry.discover()
 
 
-def call(what: str, target: Callable[..., Any], parameters: Mapping[str, Any]) -> Any:
+def call(what: str, target: Callable[..., Any], parameters: Mapping[str, Any], *, blame: bool = False) -> Any:
     """``target(**parameters)``, with errors that name the parameter.
+
+    With ``blame``, a TypeError or ValueError of the target is taken to be about the parameters.
 
     Raises:
         ParameterError: an unknown or missing parameter, or a value that is refused.
@@ -256,6 +262,8 @@ def call(what: str, target: Callable[..., Any], parameters: Mapping[str, Any]) -
     except SdkitError:
         raise
     except (TypeError, ValueError) as error:
+        if not blame:
+            raise
         raise ParameterError(
             f"The {what} refuses {spelling.spell('', parameters) or '()'}: {describe(error)}"
         ) from error
@@ -322,8 +330,28 @@ def _flag(environ: Mapping[str, str], variable: str) -> bool:
     return environ.get(variable, "") not in ("", "0")
 
 
-def _default(attribute: Any) -> object:
+def _absent(name: str) -> Candidate:
+    def load() -> object:
+        raise PluginError("SDKIT_PLUGINS names it, but it is not installed, or SDKIT_BLOCK_PLUGINS names it too.")
+
+    return Candidate(name, load)
+
+
+def _parameters(value: object) -> dict[str, Any] | None:
+    """What has to be written in parentheses to make ``value`` again; None if that cannot be told."""
+    if not attrs.has(type(value)):
+        # only a class that takes no parameters is known to be made again by its name alone
+        return {} if not inspect.signature(type(value)).parameters else None
+    found = {}
+    for attribute in attrs.fields(cast(Any, type(value))):
+        given = getattr(value, attribute.name)
+        if attribute.init and given != _default(attribute, value):
+            found[attribute.alias or attribute.name] = given
+    return found
+
+
+def _default(attribute: Any, value: object) -> object:
     default = attribute.default
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        default = default.factory()
+        default = default.factory(value) if default.takes_self else default.factory()
     return attribute.converter(default) if callable(attribute.converter) and default is not attrs.NOTHING else default
