@@ -1,0 +1,1 @@
+"""Samplers and spacings for sdkit, each written once over (alpha, sigma)."""

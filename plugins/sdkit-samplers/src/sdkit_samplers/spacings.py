@@ -1,0 +1,383 @@
+"""Spacings beyond the core's.
+
+Each is a pure function ``(schedule, steps) -> Grid`` of n + 1 levels, ending clean; ``s`` is ``sigma / alpha``. Ramps in
+``s`` start, where the noisiest level has no signal, from that level and place the others below ``s = 80`` (as the
+core's do; its decision record 5 says why). Times of a discrete schedule with T levels run from T - 1 to 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from attrs import field, frozen
+
+from sdkit import FileError, Grid, GridError, Level, NoiseSchedule, ParameterError, Trailing, check_grid
+
+__all__ = [
+    "AlignYourSteps",
+    "Beta",
+    "BetaSigma",
+    "FlowShift",
+    "KlOptimal",
+    "Leading",
+    "LinearQuadratic",
+    "Polyexponential",
+    "SgmUniform",
+    "Table",
+]
+
+DROWNED = 80.0
+
+
+def _steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ParameterError(f"The number of steps must be a whole number of at least 1, not {steps!r}.")
+
+
+def _distinct(levels: Sequence[Level]) -> Grid:
+    try:
+        return check_grid(levels)
+    except GridError as error:
+        raise GridError(f"{error} The schedule cannot be divided that finely: ask for fewer steps.") from None
+
+
+def _through(schedule: NoiseSchedule, levels: Sequence[Level]) -> Grid:
+    """The levels, kept inside the schedule's range, closed by the clean one."""
+    return _distinct([*levels, schedule.clean])
+
+
+def _ramp(schedule: NoiseSchedule, steps: int, s: Callable[[float, float, float], float]) -> Grid:
+    """Levels at ``s(share, s_max, s_min)`` for shares from 0 to 1; the ends are the schedule's own levels."""
+    _steps(steps)
+    noisiest, cleanest = schedule.noisiest, schedule.cleanest
+    high = noisiest.noise_to_signal if math.isfinite(noisiest.noise_to_signal) else DROWNED
+    low = cleanest.noise_to_signal
+    inner = [s(i / (steps - 1), high, low) for i in range(1, steps - 1)]
+    levels = [schedule.level(schedule.time(-math.log(value))) for value in inner]
+    return _distinct([noisiest, *levels, *([cleanest] if steps > 1 else []), schedule.clean])
+
+
+@frozen
+class Leading:
+    """``t_i = offset + i (T // n)``, from the noisy end: what DDIM and the first Stable Diffusion used.
+
+    It starts below the noisiest level, at which the network was trained but is then never asked. On a continuous
+    schedule, times ``t_clean + (t_max - t_clean) (i / n)`` for i = n - 1 .. 0, the last one the cleanest usable.
+
+    Known as diffusers ``timestep_spacing="leading"``, A1111 "DDIM", ComfyUI ``ddim_uniform`` (which gives a step too
+    many where n does not divide T).
+
+    Attributes:
+        offset: Added to every time of a discrete schedule, 0 or more.
+    """
+
+    offset: int = field(default=1)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.offset, bool) or not isinstance(self.offset, int) or self.offset < 0:
+            raise ParameterError(f"The offset must be a whole number of at least 0, not {self.offset!r}.")
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        trained = schedule.train_steps
+        if trained is None:
+            first, last = schedule.noisiest.t, schedule.clean.t
+            times = [last + (first - last) * i / steps for i in reversed(range(1, steps))]
+            return _through(schedule, [*(schedule.level(t) for t in times), schedule.cleanest])
+        stride = trained // steps
+        if stride < 1:
+            raise GridError(f"leading has a whole number of times between steps: at most {trained} steps, not {steps}.")
+        # an offset would move the first of many steps beyond the last level that was trained
+        offset = min(self.offset, trained - 1 - (steps - 1) * stride)
+        return _through(schedule, [schedule.level(offset + i * stride) for i in reversed(range(steps))])
+
+
+@frozen
+class SgmUniform:
+    """The first n of n + 1 evenly spaced times from the noisiest to the cleanest level: ComfyUI and A1111 "SGM Uniform"."""
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        first, last = schedule.noisiest.t, schedule.cleanest.t
+        times = [first + (last - first) * i / steps for i in range(1, steps)]
+        return _through(schedule, [schedule.noisiest, *(schedule.level(t) for t in times)])
+
+
+@frozen
+class Polyexponential:
+    """``log s = log s_min + (1 - i / (n - 1))^rho (log s_max - log s_min)`` (Crowson 2022, k-diffusion).
+
+    Attributes:
+        rho: Above 0; 1 spaces log s evenly (the core's uniform-log-snr).
+    """
+
+    rho: float = field(default=1.0, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        _positive("rho", self.rho)
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        return _ramp(schedule, steps, lambda share, high, low: low * (high / low) ** ((1 - share) ** self.rho))
+
+
+@frozen
+class KlOptimal:
+    """``s_i = tan((1 - i / (n - 1)) arctan s_max + i / (n - 1) arctan s_min)``.
+
+    Source: Sabour, Fidler, Kreis 2024, https://arxiv.org/abs/2404.14507, theorem 3.1.
+    """
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        return _ramp(
+            schedule,
+            steps,
+            lambda share, high, low: math.tan((1 - share) * math.atan(high) + share * math.atan(low)),
+        )
+
+
+def _quantiles(steps: int, alpha: float, beta: float) -> list[float]:
+    """Quantiles of the beta distribution at 1, 1 - 1/n, ..., 1/n: n numbers from 1 down, none of them 0."""
+    from scipy.stats import beta as distribution
+
+    return [float(value) for value in distribution.ppf(1 - np.arange(steps) / steps, alpha, beta)]
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ParameterError(f"{name} must be above 0, not {value}.")
+
+
+@frozen
+class Beta:
+    """Times at quantiles of a beta distribution: ComfyUI's ``beta``.
+
+    ``t = t_min + ppf(1 - i / n) (t_max - t_min)``, rounded to trained times on a discrete schedule unless that would
+    repeat one.
+
+    Source: Lee et al. 2024, https://arxiv.org/abs/2407.12173.
+
+    Attributes:
+        alpha, beta: Parameters of the distribution, above 0; 0.6 puts more levels at both ends.
+    """
+
+    alpha: float = field(default=0.6, converter=float)
+    beta: float = field(default=0.6, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        _positive("alpha", self.alpha)
+        _positive("beta", self.beta)
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        first, last = schedule.noisiest.t, schedule.cleanest.t
+        times = [last + q * (first - last) for q in _quantiles(steps, self.alpha, self.beta)]
+        if schedule.train_steps is not None:
+            rounded = [float(round(t)) for t in times]
+            times = rounded if len(set(rounded)) == len(rounded) else times
+        return _through(schedule, [schedule.noisiest, *(schedule.level(t) for t in times[1:])])
+
+
+@frozen
+class BetaSigma:
+    """``s`` at quantiles of a beta distribution: A1111's "Beta" and diffusers' ``use_beta_sigmas``.
+
+    ``s = s_min + ppf(1 - i / (n - 1)) (s_max - s_min)``.
+
+    Source: Lee et al. 2024, https://arxiv.org/abs/2407.12173, read as these tools read it.
+
+    Attributes:
+        alpha, beta: Parameters of the distribution, above 0.
+    """
+
+    alpha: float = field(default=0.6, converter=float)
+    beta: float = field(default=0.6, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        _positive("alpha", self.alpha)
+        _positive("beta", self.beta)
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        from scipy.stats import beta as distribution
+
+        def s(share: float, high: float, low: float) -> float:
+            return low + float(distribution.ppf(1 - share, self.alpha, self.beta)) * (high - low)
+
+        return _ramp(schedule, steps, s)
+
+
+TABLES: dict[str, tuple[float, ...]] = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "svd": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""``s`` of ten steps, as published by the authors of Align Your Steps (Sabour, Fidler, Kreis 2024)."""
+
+
+def resampled(values: Sequence[float], count: int) -> list[float]:
+    """``count`` values on the line through ``values``, even in position and linear in the logarithm."""
+    positions = np.linspace(0, 1, len(values))
+    logs = np.interp(np.linspace(0, 1, count), positions, np.log(np.asarray(values, dtype=np.float64)))
+    return [float(value) for value in np.exp(logs)]
+
+
+def _at(schedule: NoiseSchedule, values: Sequence[float]) -> Grid:
+    """Levels with these ``s``, falling; those outside the schedule are moved to its ends, whose own levels they become."""
+    high, low = schedule.noisiest, schedule.cleanest
+    slack = 5e-3  # tables are published with three digits: that near to an end means the end
+    levels: list[Level] = []
+    for s in values:
+        if s >= high.noise_to_signal * (1 - slack):
+            level = high
+        elif s <= low.noise_to_signal * (1 + slack):
+            level = low
+        else:
+            level = schedule.level(schedule.time(-math.log(s)))
+        if not levels or level.log_snr > levels[-1].log_snr:
+            levels.append(level)
+    if len(levels) < len(values):
+        raise GridError(
+            f"The table goes from s = {values[0]:g} to {values[-1]:g}, but the schedule only from "
+            f"{high.noise_to_signal:g} to {low.noise_to_signal:g}; take a table made for this schedule."
+        )
+    return _through(schedule, levels)
+
+
+@frozen
+class AlignYourSteps:
+    """Published tables of ten steps, resampled to any number along the logarithm of ``s``.
+
+    Source: Sabour, Fidler, Kreis 2024, https://arxiv.org/abs/2404.14507.
+
+    Attributes:
+        table: ``"sd15"``, ``"sdxl"`` or ``"svd"``: the model the table was optimised for.
+    """
+
+    table: Literal["sd15", "sdxl", "svd"] = "sd15"
+
+    def __attrs_post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise ParameterError(f"The table is one of {', '.join(sorted(TABLES))}, not {self.table!r}.")
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        return _at(schedule, resampled(TABLES[self.table], steps + 1)[:-1])
+
+
+@frozen
+class Table:
+    """Levels from a file of one's own: a JSON list of ``s`` from noisy to clean (GITS and other searched schedules).
+
+    Resampled along the logarithm of ``s`` to the number of steps asked for; a 0 at the end means clean, as always.
+
+    Attributes:
+        file: The file's name.
+    """
+
+    file: str
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels.
+
+        Raises:
+            FileError: the file cannot be read, or is no such list.
+        """
+        _steps(steps)
+        name = os.path.basename(self.file)
+        try:
+            values = json.loads(Path(self.file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FileError(f"The table {name!r} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise FileError(f"The table {name!r} is no JSON: {error}.") from error
+        numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        if numbers and values and values[-1] == 0:
+            values = values[:-1]
+        if not numbers or len(values) < 2 or not all(a > b > 0 for a, b in zip(values, values[1:], strict=False)):
+            raise FileError(f"The table {name!r} must be a JSON list of at least two falling numbers above 0.")
+        if len(values) == steps:
+            return _at(schedule, [float(v) for v in values])
+        return _at(schedule, resampled(values, steps) if steps > 1 else [float(values[0])])
+
+
+@frozen
+class FlowShift:
+    """Trailing times of a flow, moved toward noise: ``sigma' = k sigma / (1 + (k - 1) sigma)``.
+
+    ``k`` is ``shift``, or, with ``tokens``, ``exp(mu)`` with ``mu`` linear from 0.5 at 256 tokens to 1.15 at 4096 (the
+    rule of FLUX.1; a token is a patch of 2 x 2 latents). Works on any schedule, through ``sigma / (alpha + sigma)``.
+
+    Source: Esser et al. 2024, https://arxiv.org/abs/2403.03206, section 5.3.2.
+
+    Attributes:
+        shift: Above 0.
+        tokens: Number of image tokens, or None for the static shift.
+    """
+
+    shift: float = field(default=3.0, converter=float)
+    tokens: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _positive("shift", self.shift)
+        if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens < 1):
+            raise ParameterError(f"tokens must be a whole number of at least 1, not {self.tokens!r}.")
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        shift = self.shift if self.tokens is None else math.exp(0.5 + (self.tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+        levels = []
+        for level in Trailing()(schedule, steps)[1:-1]:
+            # in s = sigma / alpha the shift is a plain factor
+            s = min(level.noise_to_signal * shift, schedule.noisiest.noise_to_signal)
+            levels.append(schedule.level(schedule.time(-math.log(s))))
+        return _through(schedule, [schedule.noisiest, *levels])
+
+
+@frozen
+class LinearQuadratic:
+    """Small even steps of noise first, then quadratically longer ones; as a flow's sigma from 1 to 0.
+
+    Source: Genmo 2024, Mochi 1, https://github.com/genmoai/mochi (linear_quadratic_schedule).
+
+    Attributes:
+        threshold: Noise removed by the first half of the steps, in (0, 1).
+    """
+
+    threshold: float = field(default=0.025, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ParameterError(f"The threshold must lie between 0 and 1, not {self.threshold}.")
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        half = steps // 2
+        if half == 0:
+            return (schedule.noisiest, schedule.clean)
+        rest = steps - half
+        excess = half - self.threshold * steps
+        quadratic = excess / (half * rest**2)
+        slope = self.threshold / half - 2 * excess / rest**2
+        removed = [i * self.threshold / half for i in range(half)]
+        removed += [quadratic * i**2 + slope * i + quadratic * half**2 for i in range(half, steps)]
+        top = schedule.noisiest
+        share = top.sigma / (top.alpha + top.sigma)
+        levels = []
+        for value in removed[1:]:
+            sigma = share * (1 - value)
+            levels.append(schedule.level(schedule.time(math.log((1 - sigma) / sigma))))
+        return _through(schedule, [top, *levels])

@@ -1,0 +1,171 @@
+"""One-step stochastic methods: ancestral, DDPM, and the samplers of distilled models. Notation: `sdkit_samplers.moves`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
+from sdkit_samplers.moves import ancestral, check_range, step_size, toward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Denoise = Callable[[Tensor, Level], Tensor]
+
+__all__ = ["Ddpm", "EulerAncestral", "Lcm", "Tcd"]
+
+
+@frozen
+class EulerAncestral:
+    """Euler to the lower noise of an ancestral step, then fresh noise: "Euler a".
+
+    With ``s_noise = 1`` this is DDIM with the same ``eta``.
+
+    Source: Crowson 2022 (k-diffusion); Song, Meng, Ermon 2021, https://arxiv.org/abs/2010.02502, equation 16.
+
+    Attributes:
+        eta: Share of ancestral noise, 0 to 1.
+        s_noise: Factor of the noise; only 1 keeps the right variance.
+    """
+
+    eta: float = field(default=1.0, converter=float)
+    s_noise: float = field(default=1.0, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        check_range("eta", self.eta, 0, 1)
+        check_range("s_noise", self.s_noise, 0)
+
+    @property
+    def traits(self) -> Traits:
+        """Order 1."""
+        return Traits(1, None, self.eta > 0 and self.s_noise > 0, True, 1)
+
+    def init(self, x: Tensor, grid: Grid, /) -> None:
+        """Nothing to remember."""
+
+    def step(
+        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
+    ) -> Step[None]:
+        """One evaluation at ``start``."""
+        denoised = denoise(x, start)
+        down, up = ancestral(start, stop, self.eta)
+        ratio = down / start.sigma
+        moved = (x * ratio).add_(denoised, alpha=stop.alpha - start.alpha * ratio)
+        if up and self.s_noise:
+            moved = moved.add_(noise(x, start, stop), alpha=up * self.s_noise)
+        return Step(moved, denoised, None)
+
+
+@frozen
+class Ddpm:
+    """DDPM: the mean of the posterior, and noise of one of the two variances its authors tried.
+
+    ``variance="small"`` is the posterior's own, ``sigma'^2 (1 - e^(-2h))``, and the method is ancestral sampling.
+    ``"large"`` is that of the forward step from the next level to this one, ``sigma^2 (1 - e^(-2h))``, in the scale of
+    the next level. Both agree as steps become short.
+
+    Source: Ho, Jain, Abbeel 2020, https://arxiv.org/abs/2006.11239, section 3.2.
+    """
+
+    variance: Literal["small", "large"] = "small"
+
+    def __attrs_post_init__(self) -> None:
+        if self.variance not in ("small", "large"):
+            raise ParameterError(f"The variance is 'small' or 'large', not {self.variance!r}.")
+
+    @property
+    def traits(self) -> Traits:
+        """Order 1, stochastic."""
+        return Traits(1, None, True, True, 1)
+
+    def init(self, x: Tensor, grid: Grid, /) -> None:
+        """Nothing to remember."""
+
+    def step(
+        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
+    ) -> Step[None]:
+        """One evaluation at ``start``."""
+        denoised = denoise(x, start)
+        down, up = ancestral(start, stop, 1.0)
+        ratio = down / start.sigma
+        moved = (x * ratio).add_(denoised, alpha=stop.alpha - start.alpha * ratio)
+        if up:
+            # forward step: x = (alpha / alpha') x' + noise of variance sigma^2 - (alpha sigma' / alpha')^2
+            spread = start.sigma * math.sqrt(-math.expm1(-2 * step_size(start, stop)))
+            scale = stop.norm / start.norm
+            moved = moved.add_(noise(x, start, stop), alpha=up if self.variance == "small" else spread * scale)
+        return Step(moved, denoised, None)
+
+
+@frozen
+class Lcm:
+    """Multistep consistency sampling: believe the prediction, noise it again to the next level.
+
+    For models distilled to predict the end of the path in one evaluation (consistency and latent consistency models).
+    With an ordinary denoiser it does not converge to the data, so it promises no order.
+
+    Sources: Song et al. 2023, https://arxiv.org/abs/2303.01469, algorithm 1; Luo et al. 2023,
+    https://arxiv.org/abs/2310.04378.
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """Order 0: not a solver of the equation."""
+        return Traits(0, None, True, True, 1)
+
+    def init(self, x: Tensor, grid: Grid, /) -> None:
+        """Nothing to remember."""
+
+    def step(
+        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
+    ) -> Step[None]:
+        """One evaluation at ``start``; noise unless ``stop`` is clean."""
+        denoised = denoise(x, start)
+        moved = denoised * stop.alpha
+        if stop.sigma > 0:
+            moved = moved.add_(noise(x, start, stop), alpha=stop.sigma)
+        return Step(moved, denoised, None)
+
+
+@frozen
+class Tcd:
+    """Trajectory consistency sampling: to a level with ``1 - gamma`` of the next one's noise, then noise it up again.
+
+    ``gamma = 0`` is Euler's method, ``gamma = 1`` is `Lcm`. The level in between has ``s = (1 - gamma) s'``; the
+    authors place it at ``(1 - gamma)`` of the next *time*, which is another level on a discrete schedule.
+
+    Source: Zheng et al. 2024, https://arxiv.org/abs/2402.19159, algorithm 4 (strategic stochastic sampling).
+
+    Attributes:
+        gamma: Share of noise that is made anew, 0 to 1.
+    """
+
+    gamma: float = field(default=0.3, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        check_range("gamma", self.gamma, 0, 1)
+
+    @property
+    def traits(self) -> Traits:
+        """Order 1 without noise; with it, none is promised (as for `Lcm`)."""
+        return Traits(0 if self.gamma > 0 else 1, None, self.gamma > 0, True, 1)
+
+    def init(self, x: Tensor, grid: Grid, /) -> None:
+        """Nothing to remember."""
+
+    def step(
+        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
+    ) -> Step[None]:
+        """One evaluation at ``start``; noise unless ``stop`` is clean or gamma is 0."""
+        denoised = denoise(x, start)
+        if self.gamma == 0 or stop.sigma == 0:
+            return Step(toward(x, denoised, start, stop), denoised, None)
+        kept = (1 - self.gamma) * stop.sigma
+        ratio = kept / start.sigma
+        moved = (x * ratio).add_(denoised, alpha=stop.alpha - start.alpha * ratio)
+        fresh = math.sqrt((stop.sigma - kept) * (stop.sigma + kept))
+        return Step(moved.add_(noise(x, start, stop), alpha=fresh), denoised, None)
