@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -157,3 +157,8 @@ def test_trees_that_do_not_fit_are_refused(one: Any, two: Any, message: str) -> 
 def test_what_could_hide_tensors_is_refused(thing: Any) -> None:
     with pytest.raises(InvalidRequest, match="cannot be part of a conditioning"):
         take(thing, [0])
+
+
+def test_any_mapping_is_cut_and_comes_back_as_a_dict() -> None:
+    tree = defaultdict(list, {"a": torch.arange(3)})
+    assert torch.equal(take(tree, [1])["a"], torch.tensor([1]))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdkit import (
+    ContractError,
     Edm,
     Epsilon,
     Flow,
@@ -217,3 +218,9 @@ def test_a_denoiser_leaves_its_input_alone(parametrization: Parametrization) -> 
 def test_the_condition_reaches_the_network() -> None:
     denoise = NetworkDenoiser(lambda x, time, cond: x * 0 + cond["k"], Sample())
     assert torch.equal(denoise(latents(), Level(1, 0.6, 0.8), {"k": 3.0}), torch.full((2, 4, 6), 3.0).double())
+
+
+def test_a_network_that_answers_another_shape_is_named() -> None:
+    denoiser = NetworkDenoiser(lambda x, time, cond: x[:1], Sample())
+    with pytest.raises(ContractError, match=r"\(1, 3\) for latents of shape \(2, 3\)"):
+        denoiser(torch.zeros(2, 3), Level(1, 0.5, 0.5), None)

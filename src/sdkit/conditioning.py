@@ -38,7 +38,10 @@ def map_tensors(function: Callable[..., Tensor], first: T, *rest: T) -> T:
         if any(set(cast(Mapping[Any, Any], tree)) != set(first) for tree in trees):
             raise InvalidRequest("Conditionings with different keys cannot be joined.")
         joined = {key: map_tensors(function, *(cast(Any, tree)[key] for tree in trees)) for key in first}
-        return cast(T, joined if type(first) is dict else cast(Any, type(first))(joined))
+        try:
+            return cast(T, cast(Any, type(first))(joined))
+        except TypeError:  # defaultdict and its like are made of something else; what they hold is what counts
+            return cast(T, joined)
     if isinstance(first, (tuple, list)):
         if any(len(cast(Any, tree)) != len(first) for tree in trees):
             raise InvalidRequest("Conditionings of different lengths cannot be joined.")

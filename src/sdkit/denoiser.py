@@ -8,6 +8,7 @@ import attrs
 import torch
 from attrs import frozen
 
+from sdkit.errors import ContractError
 from sdkit.levels import Level
 from sdkit.protocols import Network, NoiseSchedule, Parametrization
 
@@ -50,6 +51,7 @@ class NetworkDenoiser(Generic[C]):
 
         Raises:
             LevelError: the parametrization is undefined at ``level``.
+            ContractError: the network answered with another shape.
         """
         if level.interpolated and self.schedule is not None:
             level = attrs.evolve(level, t=_time(self.schedule, level.log_snr), interpolated=False)
@@ -59,6 +61,11 @@ class NetworkDenoiser(Generic[C]):
             given = given.to(self.dtype)
         time = torch.full((x.shape[0],), scaling.time, dtype=x.dtype, device=x.device)
         predicted = self.network(given, time, cond).to(x.dtype)
+        if predicted.shape != x.shape:
+            raise ContractError(
+                f"The network answered with shape {tuple(predicted.shape)} for latents of shape {tuple(x.shape)}; it "
+                "must keep the shape."
+            )
         if scaling.skip == 0:
             return predicted * scaling.out
         return (x * scaling.skip).add_(predicted, alpha=scaling.out)
