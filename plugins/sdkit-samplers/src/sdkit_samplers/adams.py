@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Deis", "Ipndm", "Lms", "Plms"]
 
-# Adams and Bashforth on evenly spaced nodes, newest first (Bashforth and Adams 1883; Hairer, Norsett, Wanner 1993, III.1).
+# Adams and Bashforth on evenly spaced nodes, newest first (Bashforth and Adams 1883; Hairer et al. 1993, III.1).
 FIXED = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 

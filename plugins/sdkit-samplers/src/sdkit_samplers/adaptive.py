@@ -81,7 +81,7 @@ class DpmFast:
 
     @property
     def traits(self) -> Traits:
-        """Order 3, with one step of order 2 at the end, which costs nothing asymptotically; at most 3 evaluations."""
+        """Order 3, one step of order 2 at the end notwithstanding; at most 3 evaluations."""
         return Traits(3, None, False, True, 3)
 
     def init(self, x: Tensor, grid: Grid, /) -> float:
@@ -104,7 +104,8 @@ class DpmFast:
 class DpmAdaptive:
     """DPM-Solver-12 or -23 with its own step control inside each interval of the grid.
 
-    The error of a step is estimated by the difference of two orders and held below ``atol + rtol |x|`` by choosing the
+    The error of a step is estimated by the difference of two orders and held below ``atol + rtol |x|`` (of ``x`` brought to
+    the scale ``alpha^2 + sigma^2 = 1``) by choosing the
     step in ``L`` (a PI controller, accepted where the scaled error is at most 1). The step size is carried from
     interval to interval. The interval to clean and one from no signal are single steps of Euler's.
 
@@ -159,9 +160,10 @@ class DpmAdaptive:
                 rough, fine = interval.second(1 / 3), interval.third()
             else:
                 rough, fine = interval.first(), interval.second()
-            bound = (x.abs().maximum(fine.abs()) * self.rtol).add_(self.atol)
+            # in the scale of a variance-preserving latent, so that the tolerance means the same on every schedule
+            bound = ((x / here.norm).abs().maximum((fine / target.norm).abs()) * self.rtol).add_(self.atol)
             # a solver with its own step control has to read its error
-            error = float(((fine - rough) / bound).square().mean().sqrt())
+            error = float(((fine - rough) / target.norm / bound).square().mean().sqrt())
             factor = 0.9 * max(error, 1e-8) ** (-1 / self.order)
             if error <= 1:
                 x, here = fine, target

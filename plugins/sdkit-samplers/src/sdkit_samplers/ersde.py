@@ -21,8 +21,9 @@ __all__ = ["ErSde"]
 
 def phi(s: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """The noise scale function the authors found best, ``s (e^(s^0.3) + 10)`` (ER-SDE 5 in their table)."""
-    s = np.asarray(s, dtype=np.float64)
-    return s * (np.exp(s**0.3) + 10)
+    values: NDArray[np.float64] = np.asarray(s, dtype=np.float64)
+    scaled: NDArray[np.float64] = values * (np.exp(values**0.3) + 10)
+    return scaled
 
 
 @frozen
@@ -85,7 +86,9 @@ class ErSde:
         if state.values:
             s1 = math.exp(-state.log_snrs[0])
             weight = width + float(np.sum(areas / phi(u))) * float(phi(s_next))
-            moved = add(moved, (stop.alpha * weight / (s - s1), denoised), (-stop.alpha * weight / (s - s1), state.values[0]))
+            moved = add(
+                moved, (stop.alpha * weight / (s - s1), denoised), (-stop.alpha * weight / (s - s1), state.values[0])
+            )
             if len(state.values) > 1:
                 s2 = math.exp(-state.log_snrs[1])
                 weight = width**2 / 2 + float(np.sum(areas * (u - s) / phi(u))) * float(phi(s_next))

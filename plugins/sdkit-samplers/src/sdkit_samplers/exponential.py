@@ -194,7 +194,7 @@ class DpmPP3M:
 
 @frozen
 class ResMultistep:
-    """RES 2M: the line through the last two predictions, integrated exactly; with ``eta``, noise as an ancestral step's.
+    """RES 2M: the line through the last two predictions, integrated exactly; with ``eta``, ancestral noise.
 
     Source: Zhang et al. 2023, https://arxiv.org/abs/2308.02157 (refined exponential solver), in its multistep form.
 

@@ -70,13 +70,23 @@ SCHEDULERS = (
     ("lcm", "stochastic:Lcm", "multistep consistency sampling, for distilled models", ("LCM", "LCMScheduler")),
     ("tcd", "stochastic:Tcd", "trajectory consistency sampling, for distilled models", ("TCD", "TCDScheduler")),
     ("restart", "restart:Restart", "Heun with restarts into the noise", ("Restart",)),
-    ("sa-solver", "sasolver:SASolver", "stochastic Adams predictor and corrector", ("SA-Solver", "sa_solver", "SASolverScheduler")),
+    (
+        "sa-solver",
+        "sasolver:SASolver",
+        "stochastic Adams predictor and corrector",
+        ("SA-Solver", "sa_solver", "SASolverScheduler"),
+    ),
     ("er-sde", "ersde:ErSde", "extended reverse-time SDE, up to three stages", ("ER-SDE", "er_sde")),
     ("res-multistep", "exponential:ResMultistep", "refined exponential solver, multistep", ("RES", "res_multistep")),
     ("seeds-2", "singlestep:Seeds2", "two stages of the SDE along one path of noise", ("seeds_2",)),
     ("seeds-3", "singlestep:Seeds3", "three stages of the SDE along one path of noise", ("seeds_3",)),
     ("exp-heun", "factories:exp_heun", "exponential Heun; eta for its SDE", ("exp_heun_2_x0", "exp_heun_2_x0_sde")),
-    ("gradient-estimation", "estimation:GradientEstimation", "Euler with the noise extrapolated", ("gradient_estimation", "euler_ge")),
+    (
+        "gradient-estimation",
+        "estimation:GradientEstimation",
+        "Euler with the noise extrapolated",
+        ("gradient_estimation", "euler_ge"),
+    ),
 )  # fmt: skip
 
 SPACINGS = (
@@ -85,7 +95,7 @@ SPACINGS = (
     ("polyexponential", "Polyexponential", "a power of the position in log sigma (rho=1)", ("Polyexponential",)),
     ("beta", "Beta", "times at quantiles of a beta distribution (ComfyUI's)", ()),
     ("beta-sigma", "BetaSigma", "sigmas at quantiles of a beta distribution (A1111's)", ("Beta",)),
-    ("align-your-steps", "AlignYourSteps", "optimised tables for sd15, sdxl, svd", ("Align Your Steps", "AlignYourSteps", "ays")),
+    ("align-your-steps", "AlignYourSteps", "optimised tables", ("Align Your Steps", "AlignYourSteps", "ays")),
     ("kl-optimal", "KlOptimal", "even angles arctan sigma", ("KL Optimal", "kl_optimal")),
     ("linear-quadratic", "LinearQuadratic", "small even steps, then quadratic ones (Mochi)", ("linear_quadratic",)),
     ("flow-shift", "FlowShift", "trailing times of a flow moved toward noise", ("flow_shift",)),

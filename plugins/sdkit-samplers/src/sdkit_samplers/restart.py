@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -28,7 +29,7 @@ class RestartState:
 
 @frozen
 class Restart:
-    """Heun's method, and when ``s`` has come down past ``s_min``: noise up to ``s_max`` and down again, ``times`` times.
+    """Heun's method; when ``s`` has come down past ``s_min``, up to ``s_max`` and down again, ``times`` times.
 
     The way down within a restart is divided evenly in ``s^(1/7)`` into ``steps`` steps of Heun's. Noise forgets errors
     the way down has made; the deterministic steps keep the new ones small.
@@ -82,6 +83,6 @@ class Restart:
             # each turn has noise of its own: its interval is told apart by a level that no grid contains
             mark = Level(stop.t, stop.alpha * (2.0 + turn), stop.sigma, interpolated=True)
             x = (x * (top.alpha / stop.alpha)).add_(noise(x, top, mark), alpha=up)
-            for a, b in zip(way, way[1:], strict=False):
+            for a, b in pairwise(way):
                 x = heun.step(denoise, x, a, b, None, noise).x
         return Step(x, step.denoised, state)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
-from sdkit_samplers.moves import Past, check_range, data_weights, decay, exponential_integral, exponential_step, step_size
+from sdkit_samplers.moves import (
+    Past,
+    check_range,
+    data_weights,
+    decay,
+    exponential_integral,
+    exponential_step,
+    step_size,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +36,7 @@ class SAState:
         fresh: The noise the last step added, already scaled, or None.
     """
 
-    past: Past = Past()
+    past: Past = field(factory=Past)
     x: Tensor | None = None
     start: Level | None = None
     fresh: Tensor | None = None

@@ -73,9 +73,7 @@ class DpmSinglestep:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Evaluations at ``start`` and inside the step."""
         denoised = denoise(x, start)
         h = step_size(start, stop)
@@ -124,9 +122,7 @@ class DpmPP2SAncestral:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
         denoised = denoise(x, start)
         down, up = ancestral(start, stop, self.eta)
@@ -169,9 +165,7 @@ class DpmPPSde:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
         denoised = denoise(x, start)
         estimate = denoised
@@ -246,9 +240,7 @@ class Seeds2:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
         denoised = denoise(x, start)
         h = step_size(start, stop)
@@ -259,9 +251,7 @@ class Seeds2:
             return Step(_added(moved, path.at(stop)), denoised, None)
         stretched = (1 + self.eta) * h
         middle = stop if self.r == 1 else _inside(start, stop, self.r)
-        inner = exponential_step(
-            x, start, middle, self.eta, [(exponential_integral(0, self.r * stretched), denoised)]
-        )
+        inner = exponential_step(x, start, middle, self.eta, [(exponential_integral(0, self.r * stretched), denoised)])
         seen = path.at(middle)
         again = denoise(_added(inner, seen), middle)
         whole = exponential_integral(0, stretched)
@@ -296,9 +286,7 @@ class Seeds3:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Three evaluations, one on steps to clean and from no signal."""
         denoised = denoise(x, start)
         h, eta = step_size(start, stop), self.eta
@@ -309,9 +297,7 @@ class Seeds3:
             return Step(_added(moved, path.at(stop)), denoised, None)
         stretched, first, second = (1 + eta) * h, 1 / 3, 2 / 3
         levels = _inside(start, stop, first), _inside(start, stop, second)
-        inner = exponential_step(
-            x, start, levels[0], eta, [(exponential_integral(0, first * stretched), denoised)]
-        )
+        inner = exponential_step(x, start, levels[0], eta, [(exponential_integral(0, first * stretched), denoised)])
         d1 = denoise(_added(inner, path.at(levels[0])), levels[0])
         slope = exponential_integral(1, second * stretched) * second / first
         whole = exponential_integral(0, second * stretched)
@@ -352,9 +338,7 @@ class Dpm2:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
         denoised = denoise(x, start)
         if math.isinf(step_size(start, stop)):
@@ -389,9 +373,7 @@ class Dpm2Ancestral:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
         denoised = denoise(x, start)
         down, up = ancestral(start, stop, self.eta)

@@ -1,7 +1,7 @@
 """Spacings beyond the core's.
 
-Each is a pure function ``(schedule, steps) -> Grid`` of n + 1 levels, ending clean; ``s`` is ``sigma / alpha``. Ramps in
-``s`` start, where the noisiest level has no signal, from that level and place the others below ``s = 80`` (as the
+Each is a pure function ``(schedule, steps) -> Grid`` of n + 1 levels, ending clean; ``s`` is ``sigma / alpha``. Ramps
+in ``s`` start, where the noisiest level has no signal, from that level and place the others below ``s = 80`` (as the
 core's do; its decision record 5 says why). Times of a discrete schedule with T levels run from T - 1 to 0.
 """
 
@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +102,7 @@ class Leading:
 
 @frozen
 class SgmUniform:
-    """The first n of n + 1 evenly spaced times from the noisiest to the cleanest level: ComfyUI and A1111 "SGM Uniform"."""
+    """The first n of n + 1 even times from the noisiest to the cleanest level: ComfyUI and A1111 "SGM Uniform"."""
 
     def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
         """``steps + 1`` levels."""
@@ -233,7 +234,7 @@ def resampled(values: Sequence[float], count: int) -> list[float]:
 
 
 def _at(schedule: NoiseSchedule, values: Sequence[float]) -> Grid:
-    """Levels with these ``s``, falling; those outside the schedule are moved to its ends, whose own levels they become."""
+    """Levels with these ``s``, falling; those outside the schedule are moved to its ends and become their levels."""
     high, low = schedule.noisiest, schedule.cleanest
     slack = 5e-3  # tables are published with three digits: that near to an end means the end
     levels: list[Level] = []
@@ -302,10 +303,12 @@ class Table:
             raise FileError(f"The table {name!r} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise FileError(f"The table {name!r} is no JSON: {error}.") from error
-        numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        numbers = isinstance(values, list) and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+        )
         if numbers and values and values[-1] == 0:
             values = values[:-1]
-        if not numbers or len(values) < 2 or not all(a > b > 0 for a, b in zip(values, values[1:], strict=False)):
+        if not numbers or len(values) < 2 or not all(a > b > 0 for a, b in pairwise(values)):
             raise FileError(f"The table {name!r} must be a JSON list of at least two falling numbers above 0.")
         if len(values) == steps:
             return _at(schedule, [float(v) for v in values])
@@ -317,7 +320,8 @@ class FlowShift:
     """Trailing times of a flow, moved toward noise: ``sigma' = k sigma / (1 + (k - 1) sigma)``.
 
     ``k`` is ``shift``, or, with ``tokens``, ``exp(mu)`` with ``mu`` linear from 0.5 at 256 tokens to 1.15 at 4096 (the
-    rule of FLUX.1; a token is a patch of 2 x 2 latents). Works on any schedule, through ``sigma / (alpha + sigma)``.
+    rule of FLUX.1; a token is a patch of 2 x 2 latents). On a schedule that is no flow, ``sigma`` is
+    ``sigma / (alpha + sigma)`` as a share of the noisiest level's.
 
     Source: Esser et al. 2024, https://arxiv.org/abs/2403.03206, section 5.3.2.
 
@@ -338,11 +342,12 @@ class FlowShift:
         """``steps + 1`` levels."""
         _steps(steps)
         shift = self.shift if self.tokens is None else math.exp(0.5 + (self.tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+        top = schedule.noisiest.sigma / (schedule.noisiest.alpha + schedule.noisiest.sigma)
         levels = []
         for level in Trailing()(schedule, steps)[1:-1]:
-            # in s = sigma / alpha the shift is a plain factor
-            s = min(level.noise_to_signal * shift, schedule.noisiest.noise_to_signal)
-            levels.append(schedule.level(schedule.time(-math.log(s))))
+            share = level.sigma / (level.alpha + level.sigma) / top
+            share = shift * share / (1 + (shift - 1) * share) * top
+            levels.append(schedule.level(schedule.time(math.log((1 - share) / share))))
         return _through(schedule, [schedule.noisiest, *levels])
 
 
@@ -376,8 +381,11 @@ class LinearQuadratic:
         removed += [quadratic * i**2 + slope * i + quadratic * half**2 for i in range(half, steps)]
         top = schedule.noisiest
         share = top.sigma / (top.alpha + top.sigma)
+        # a discrete schedule has no levels below its cleanest one: there the way ends, instead of at 0
+        end = schedule.cleanest if schedule.train_steps is not None else schedule.clean
+        low = end.sigma / (end.alpha + end.sigma)
         levels = []
         for value in removed[1:]:
-            sigma = share * (1 - value)
+            sigma = low + (share - low) * (1 - value)
             levels.append(schedule.level(schedule.time(math.log((1 - sigma) / sigma))))
         return _through(schedule, [top, *levels])

@@ -1,4 +1,4 @@
-"""One-step stochastic methods: ancestral, DDPM, and the samplers of distilled models. Notation: `sdkit_samplers.moves`."""
+"""One-step methods with noise: ancestral, DDPM, samplers of distilled models. Notation: `sdkit_samplers.moves`."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ class EulerAncestral:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """One evaluation at ``start``."""
         denoised = denoise(x, start)
         down, up = ancestral(start, stop, self.eta)
@@ -85,9 +83,7 @@ class Ddpm:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """One evaluation at ``start``."""
         denoised = denoise(x, start)
         down, up = ancestral(start, stop, 1.0)
@@ -120,9 +116,7 @@ class Lcm:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """One evaluation at ``start``; noise unless ``stop`` is clean."""
         denoised = denoise(x, start)
         moved = denoised * stop.alpha
@@ -157,9 +151,7 @@ class Tcd:
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
 
-    def step(
-        self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /
-    ) -> Step[None]:
+    def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """One evaluation at ``start``; noise unless ``stop`` is clean or gamma is 0."""
         denoised = denoise(x, start)
         if self.gamma == 0 or stop.sigma == 0:

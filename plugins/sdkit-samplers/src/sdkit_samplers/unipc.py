@@ -32,7 +32,7 @@ class UniPCState:
         start: Where that was.
     """
 
-    past: Past = Past()
+    past: Past = field(factory=Past)
     x: Tensor | None = None
     start: Level | None = None
 
@@ -81,7 +81,7 @@ class UniPC:
 
     @property
     def traits(self) -> Traits:
-        """The corrector makes every step but the last one of order p + 1; what is promised is p, and p = 1 at the start."""
+        """Promised is p, and 1 at the start; the corrector gives p + 1 on all steps but the last."""
         return Traits(self.order, 1 if self.order > 1 else None, False, True, 1)
 
     def init(self, x: Tensor, grid: Grid, /) -> UniPCState:
