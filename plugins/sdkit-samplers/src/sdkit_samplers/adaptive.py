@@ -104,10 +104,10 @@ class DpmFast:
 class DpmAdaptive:
     """DPM-Solver-12 or -23 with its own step control inside each interval of the grid.
 
-    The error of a step is estimated by the difference of two orders and held below ``atol + rtol |x|`` (of ``x`` brought to
-    the scale ``alpha^2 + sigma^2 = 1``) by choosing the
-    step in ``L`` (a PI controller, accepted where the scaled error is at most 1). The step size is carried from
-    interval to interval. The interval to clean and one from no signal are single steps of Euler's.
+    The error of a step is estimated by the difference of two orders and held below ``atol + rtol |x|``, with ``x``
+    brought to the scale ``alpha^2 + sigma^2 = 1``: a step in ``L`` is accepted where the scaled error is at most 1, and
+    the next one is chosen by it. The step size is carried from interval to interval. The interval to clean and one from
+    no signal are single steps of Euler's.
 
     Sources: Lu et al. 2022, https://arxiv.org/abs/2206.00927, appendix C; control: Hairer, Norsett, Wanner 1993, II.4.
 
