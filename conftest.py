@@ -1,4 +1,4 @@
-"""What every test of the core and of the plugins runs under: no global random state, no network, reproducible hypothesis."""
+"""What every test of core and plugins runs under: no global random state, no network, reproducible hypothesis."""
 
 from __future__ import annotations
 

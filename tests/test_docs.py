@@ -62,9 +62,9 @@ def test_the_readmes_commands_exist_with_their_options() -> None:
 
 
 def commands() -> dict[str, object]:
-    from sdkit.cli import generate, listing
+    from sdkit.cli import conform, generate, listing
 
-    found = (generate.generate, generate.rerun, listing.plugins, listing.schedulers, listing.models)
+    found = (generate.generate, generate.rerun, listing.plugins, listing.schedulers, listing.models, conform.conform)
     assert cli.name == "cli"
     return {str(command.name): command for command in found}
 

@@ -28,9 +28,16 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a wrong input ends it with one line on stderr and exit code 2."""
-    from sdkit.cli import generate, listing
+    from sdkit.cli import conform, generate, listing
 
-    for command in (generate.generate, generate.rerun, listing.plugins, listing.schedulers, listing.models):
+    for command in (
+        generate.generate,
+        generate.rerun,
+        listing.plugins,
+        listing.schedulers,
+        listing.models,
+        conform.conform,
+    ):
         cli.add_command(command)
     try:
         code: Any = cli.main(arguments, prog_name="sdkit", standalone_mode=False)

@@ -22,47 +22,52 @@ __all__ = ["Restart", "RestartState"]
 
 @frozen
 class RestartState:
-    """Where the run started: a restart never goes above it."""
+    """The levels of the run: a restart never goes above the first, and comes down along the others."""
 
-    noisiest: Level
+    grid: Grid
 
 
 @frozen
 class Restart:
     """Heun's method; when ``s`` has come down past ``s_min``, up to ``s_max`` and down again, ``times`` times.
 
-    The way down within a restart is divided evenly in ``s^(1/7)`` into ``steps`` steps of Heun's. Noise forgets errors
-    the way down has made; the deterministic steps keep the new ones small.
+    The way down again goes along the grid's own levels or, with ``steps``, along that many steps even in ``s^(1/7)``.
+    Noise forgets errors that the way down has made; the deterministic steps keep the new ones small.
 
     Source: Xu et al. 2023, https://arxiv.org/abs/2306.14878, algorithm 1.
 
     Attributes:
         s_min, s_max: The restart interval in ``sigma / alpha``.
         times: How often, 0 (plain Heun) upward.
-        steps: Steps of each way down, at least 1.
+        steps: Steps of each way down, at least 1, or None for the grid's own levels.
     """
 
     s_min: float = field(default=0.1, converter=float)
     s_max: float = field(default=2.0, converter=float)
     times: int = field(default=1)
-    steps: int = field(default=9)
+    steps: int | None = field(default=None)
 
     def __attrs_post_init__(self) -> None:
         check_range("s_min", self.s_min, 1e-6)
         check_range("s_max", self.s_max, self.s_min * (1 + 1e-6))
         for name, value, low in (("times", self.times, 0), ("steps", self.steps, 1)):
+            if value is None and name == "steps":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ParameterError(f"{name} must be a whole number of at least {low}, not {value!r}.")
 
     @property
     def traits(self) -> Traits:
-        """Order 2 without restarts, weakly 1 with them; the step that restarts costs up to ``2 + 2 times steps``."""
-        noisy = self.times > 0
-        return Traits(1 if noisy else 2, None, noisy, True, 2 + 2 * self.times * self.steps)
+        """Order 2 without restarts, weakly 1 with them (with ``steps``, as far as these allow).
+
+        The step that restarts costs two evaluations for each step of each way down, as many as the grid decides.
+        """
+        most = 2 if self.times == 0 else None if self.steps is None else 2 + 2 * self.times * self.steps
+        return Traits(1 if self.times else 2, None, self.times > 0, True, most)
 
     def init(self, x: Tensor, grid: Grid, /) -> RestartState:
-        """Where the run starts."""
-        return RestartState(grid[0])
+        """The levels of the run."""
+        return RestartState(grid)
 
     def step(
         self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: RestartState, noise: Noise, /
@@ -70,15 +75,12 @@ class Restart:
         """Two evaluations, more on the step that comes down past ``s_min``."""
         heun = Heun()
         step = heun.step(denoise, x, start, stop, None, noise)
-        top_s = min(self.s_max, state.noisiest.noise_to_signal)
-        passes = start.noise_to_signal > self.s_min >= stop.noise_to_signal
-        if not (passes and self.times and 0 < stop.noise_to_signal < top_s):
+        low, top_s = stop.noise_to_signal, min(self.s_max, state.grid[0].noise_to_signal)
+        if not (self.times and start.noise_to_signal > self.s_min >= low and 0 < low < top_s):
             return Step(step.x, step.denoised, state)
-        x, top = step.x, between(state.noisiest, stop, -math.log(top_s))
-        roots = [top_s ** (1 / 7), stop.noise_to_signal ** (1 / 7)]
-        inner = [roots[0] + (roots[1] - roots[0]) * i / self.steps for i in range(1, self.steps)]
-        way = [top, *(between(state.noisiest, stop, -7 * math.log(root)) for root in inner), stop]
-        up = top.sigma * math.sqrt(-math.expm1(2 * (top.log_snr - stop.log_snr)))
+        top = between(state.grid[0], stop, -math.log(top_s))
+        way = [top, *self._inner(state.grid, top, stop), stop]
+        x, up = step.x, top.sigma * math.sqrt(-math.expm1(2 * (top.log_snr - stop.log_snr)))
         for turn in range(self.times):
             # each turn has noise of its own: its interval is told apart by a level that no grid contains
             mark = Level(stop.t, stop.alpha * (2.0 + turn), stop.sigma, interpolated=True)
@@ -86,3 +88,10 @@ class Restart:
             for a, b in pairwise(way):
                 x = heun.step(denoise, x, a, b, None, noise).x
         return Step(x, step.denoised, state)
+
+    def _inner(self, grid: Grid, top: Level, stop: Level) -> list[Level]:
+        if self.steps is None:
+            return [level for level in grid if top.log_snr + 1e-6 < level.log_snr < stop.log_snr]
+        first, last = top.noise_to_signal ** (1 / 7), stop.noise_to_signal ** (1 / 7)
+        roots = (first + (last - first) * i / self.steps for i in range(1, self.steps))
+        return [between(grid[0], stop, -7 * math.log(root)) for root in roots]

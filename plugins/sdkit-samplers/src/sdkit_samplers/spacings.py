@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from attrs import field, frozen
@@ -79,6 +79,8 @@ class Leading:
     """
 
     offset: int = field(default=1)
+
+    starts_noisiest: ClassVar[bool] = False
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.offset, bool) or not isinstance(self.offset, int) or self.offset < 0:
