@@ -62,9 +62,10 @@ def test_the_readmes_commands_exist_with_their_options() -> None:
 
 
 def commands() -> dict[str, object]:
-    from sdkit.cli import conform, generate, listing
+    from sdkit.cli import conform, generate, listing, new_plugin
 
-    found = (generate.generate, generate.rerun, listing.plugins, listing.schedulers, listing.models, conform.conform)
+    found = (generate.generate, generate.rerun, listing.plugins, listing.schedulers, listing.models)
+    found = (*found, conform.conform, new_plugin.new_plugin)
     assert cli.name == "cli"
     return {str(command.name): command for command in found}
 

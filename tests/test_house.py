@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("testing.strategies",),
     ("testing.schedulers", "testing.others", "testing.conformance"),
     ("testing",),
-    ("cli.generate", "cli.listing", "cli.conform", "cli.app"),
+    ("cli.generate", "cli.listing", "cli.conform", "cli.new_plugin", "cli.app"),
     ("cli",),
 )
 # What the core may import besides the standard library.

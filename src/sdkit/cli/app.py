@@ -28,7 +28,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a wrong input ends it with one line on stderr and exit code 2."""
-    from sdkit.cli import conform, generate, listing
+    from sdkit.cli import conform, generate, listing, new_plugin
 
     for command in (
         generate.generate,
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         listing.schedulers,
         listing.models,
         conform.conform,
+        new_plugin.new_plugin,
     ):
         cli.add_command(command)
     try:

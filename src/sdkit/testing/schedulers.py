@@ -447,7 +447,8 @@ def check_scheduler_orthogonal_maps(scheduler: Scheduler[Any], *, case: Case) ->
     turn, _ = torch.linalg.qr(raw)
 
     def turned(tensor: Tensor) -> Tensor:
-        return (tensor.flatten(1) @ turn.T).reshape(tensor.shape)
+        moved: Tensor = tensor.flatten(1) @ turn.T
+        return moved.reshape(tensor.shape)
 
     def noise(like: Tensor, a: Level, b: Level, /) -> Tensor:
         return turned(case.noise(like, a, b))
