@@ -85,6 +85,8 @@ def test_what_a_caller_does_to_an_events_tensors_changes_nothing() -> None:
         if isinstance(event, sdkit.StepEvent):
             event.x.fill_(9)
             event.denoised.fill_(9)
+            if event.state is not None:
+                event.state.denoised.fill_(9)
         else:
             disturbed = event.result.latents
     assert torch.equal(disturbed, pipe(Request("hello")).latents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Generator, Iterator
@@ -65,7 +66,7 @@ class Plan:
 
 @frozen(eq=False)
 class StepEvent:
-    """One step was made. The tensors are copies: they may be kept, and changing them changes nothing.
+    """One step was made. Tensors and state are copies: they may be kept, and changing them changes nothing.
 
     Attributes:
         index: 1 for the first step.
@@ -197,7 +198,7 @@ class Pipeline(Generic[P, C, O]):
         request, grid, began = plan.request, plan.grid, time.perf_counter()
         done = _done(plan, resume)
         calls = resume.evaluations if resume else 0
-        check, like = _FiniteCheck(), torch.zeros(plan.latent_shape, device=self.device)
+        check, like = _FiniteCheck(), torch.zeros(plan.latent_shape, dtype=torch.float32, device=self.device)
         noise = AddressedNoise(request.seeds)
         with ExitStack() as stack:
             # modifiers change the model's denoiser; guidance goes around whatever they make of it
@@ -247,7 +248,7 @@ class Pipeline(Generic[P, C, O]):
                     denoised=step.denoised.clone(),
                     evaluations=calls,
                     elapsed=time.perf_counter() - began,
-                    state=step.state,
+                    state=copy.deepcopy(step.state),
                 )
             check.settle()
             with torch.no_grad(), _slot("decoder"):
