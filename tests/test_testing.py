@@ -60,9 +60,6 @@ def test_first_party_spacings_schedules_and_parametrizations_conform(kind: str) 
             continue
         part = registry().make(kind, entry.full_name)
         broken = [(o.rule.name, o.detail) for o in testing.run(part, kind) if o.state == "fail"]
-        if entry.component.name == "align-your-steps":
-            # optimised tables hold for one family's schedules only, and say so
-            broken = [b for b in broken if "no shipped schedule" in b[1]]
         assert broken == [], entry.full_name
 
 

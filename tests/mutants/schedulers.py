@@ -227,6 +227,44 @@ MUTANTS["past_forgotten"] = (Mutant(ORDER2, two_step(lambda r: 0.0)), "order")
 MUTANTS["past_a_third_too_small"] = (Mutant(ORDER2, two_step(lambda r: r / 3)), "order")
 
 
+def half_the_quadratic(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
+    """DPM-Solver++(3M) as k-diffusion and diffusers have it: the quadratic through three predictions, half of it."""
+    d, past = denoise(x, a), state or ()
+    h = b.log_snr - a.log_snr
+    moved = line(x, d, a, b)
+    if not past or not math.isfinite(h):
+        return moved, d, ((d, a.log_snr), *past[:1])
+    r0 = (a.log_snr - past[0][1]) / h
+    first = (d - past[0][0]) / r0
+    phi_2 = math.expm1(-h) / h + 1
+    if len(past) == 1:
+        return moved + b.alpha * phi_2 * first, d, ((d, a.log_snr), *past[:1])
+    r1 = (past[0][1] - past[1][1]) / h
+    older = (past[0][0] - past[1][0]) / r1
+    slope = first + (first - older) * r0 / (r0 + r1)
+    bend = (first - older) / (r0 + r1)
+    moved = moved + b.alpha * phi_2 * slope - b.alpha * (phi_2 / h - 0.5) * bend
+    return moved, d, ((d, a.log_snr), *past[:1])
+
+
+MUTANTS["half_the_quadratic"] = (Mutant(Traits(3, 1, False, True, 1), half_the_quadratic), "order")
+MUTANTS["second_order_that_says_fourth"] = (Mutant(Traits(4, 1, False, True, 1), two_step(lambda r: r / 2)), "order")
+MUTANTS["says_it_is_stochastic"] = (
+    Mutant(NOISY, lambda *args: Euler().step(*args[:4], None, args[5])),
+    "asks_noise_as_declared",
+)
+
+
+@mutant("purity")
+def writes_into_what_the_denoiser_saw(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
+    d = denoise(x, a)
+    seen = line(x, d, a, b)
+    if b.sigma:
+        denoise(seen, b)
+        seen.mul_(1.0 + 1e-12)
+    return seen, d, None
+
+
 @mutant("resume", ORDER2)
 def state_that_cannot_be_pickled(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
     made = Euler().step(denoise, x, a, b, None, noise)

@@ -1,9 +1,9 @@
 """Every rule of sdkit for schedulers, one test each."""
 
-from sdkit_midpoint.scheduler import Midpoint
+from sdkit_midpoint.scheduler import MidpointScheduler
 
 from sdkit.testing import SchedulerConformance
 
 
-class TestMidpoint(SchedulerConformance):
-    scheduler = Midpoint()
+class TestMidpointScheduler(SchedulerConformance):
+    scheduler = MidpointScheduler()

@@ -144,9 +144,8 @@ def test_item_k_of_a_batch_equals_it_alone(text: str) -> None:
         assert float((together[k : k + 1] - alone).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("text", [t for t in ALL if not t.startswith("ddpm(variance='large')")])
+@pytest.mark.parametrize("text", ALL)
 def test_the_same_levels_in_another_scale_give_the_same_picture(text: str) -> None:
-    # DDPM's large variance is not a property of the ratio of alpha and sigma alone
     scheduler, data, grid = make(text), Mixture(), Karras()(SD, 6)
     other = rescaled(grid, np.geomspace(3.0, 1.0, len(grid)).tolist())
     noise = noise_for(scheduler, (0, 1))

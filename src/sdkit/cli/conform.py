@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdkit.errors import InvalidRequest, PluginError, SdkitError
+from sdkit.errors import InvalidRequest, PluginError
 from sdkit.plugins import Entry, registry
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ def conform(
         return
     rows: list[tuple[str, str, Outcome]] = []
     for subject, name, part in _parts(names, kind):
-        outcomes = list(testing.run(part, subject, examples=examples))
+        if isinstance(part, Exception):
+            made = testing.Rule(subject, 0, "made", "It can be made.", "", "", repr, None)
+            outcomes = [testing.Outcome(made, "fail", f"{type(part).__name__}: {' '.join(str(part).split())}", 0.0)]
+        else:
+            outcomes = list(testing.run(part, subject, examples=examples))
         rows += [(subject, name, outcome) for outcome in outcomes]
         if not as_json:
             _report(subject, name, outcomes)
@@ -82,13 +87,17 @@ def _parts(names: tuple[str, ...], kind: str | None) -> Iterator[tuple[str, str,
 
 
 def _made(entry: Entry) -> Any:
-    """The component with its default parameters; None for one that cannot be made without any."""
+    """The component with its default parameters; None for one that needs some; the error if it cannot be made."""
     try:
-        return registry().make(entry.component.kind, entry.full_name)
-    except SdkitError as error:
-        if "needs " not in str(error):
-            raise
-        return None
+        target = entry.component.load()
+        needed = [
+            p
+            for p in inspect.signature(target).parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        return None if needed else registry().make(entry.component.kind, entry.full_name)
+    except Exception as error:  # one component that cannot be made is an outcome, and the others are tried
+        return error
 
 
 def _named(subject: str, name: str) -> Any:

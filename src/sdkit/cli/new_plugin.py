@@ -8,6 +8,7 @@ import click
 
 from sdkit.errors import FileError, InvalidRequest
 from sdkit.files import write_whole
+from sdkit.plugins import registry
 from sdkit.plugins.component import NAME
 
 __all__ = ["new_plugin"]
@@ -126,12 +127,15 @@ def new_plugin(kind: str, name: str, into: str) -> None:
         raise InvalidRequest(
             f"The name {name!r} must be lower-case letters and digits joined by single hyphens, a letter first."
         )
+    taken = [entry.full_name for entry in registry().entries(kind) if name in entry.names]
+    if taken or name in {status.name for status in registry().plugins}:
+        raise InvalidRequest(f"The name {name!r} is taken by {taken[0] if taken else 'a plugin'}; choose another.")
     words = name.split("-")
     values = {
         "name": name,
         "distribution": f"sdkit-{name}",
         "package": "sdkit_" + "_".join(words),
-        "cls": "".join(word.capitalize() for word in words),
+        "cls": "".join(word.capitalize() for word in words) + "Scheduler",
         "summary": "Euler, to be changed",
     }
     folder = Path(into) / values["distribution"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 Denoise = Callable[[Tensor, Level], Tensor]
+TAME = tuple(name for name in SCHEDULES if name != "cosine")
+"""Schedules on which float64 has digits to spare: the cosine one starts at sigma / alpha = 20,000, where solvers of the
+noise form lose seven of them by their nature."""
 
 
 def _walk(scheduler: Scheduler[Any], denoise: Denoise, x: Tensor, grid: Grid, noise: Any) -> Tensor:
@@ -65,16 +69,25 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 
 def _state_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
+    """Whether two states hold the same, whatever they are made of."""
     if type(a) is not type(b):
         return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
+    if isinstance(a, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(_state_equal(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_state_equal(a[k], b[k]) for k in a)
     if attrs.has(type(a)):
         return all(_state_equal(getattr(a, f.name), getattr(b, f.name)) for f in attrs.fields(type(a)))
+    if dataclasses.is_dataclass(a):
+        return all(_state_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if "__eq__" not in type(a).__dict__ and type(a).__module__ != "builtins":
+        return _state_equal(vars(a), vars(b)) if hasattr(a, "__dict__") else pickle.dumps(a) == pickle.dumps(b)
     return bool(a == b)
 
 
@@ -128,7 +141,7 @@ def check_scheduler_purity(scheduler: Scheduler[Any], *, case: Case) -> None:
 
     def denoise(x: Tensor, level: Level) -> Tensor:
         prediction = case.problem(x, level)
-        predictions.append((prediction, prediction.clone()))
+        predictions.extend([(prediction, prediction.clone()), (x, x.clone())])
         return prediction
 
     x = case.start()
@@ -138,7 +151,8 @@ def check_scheduler_purity(scheduler: Scheduler[Any], *, case: Case) -> None:
         first = scheduler.step(denoise, x, start, stop, state, case.noise)
         _demand(torch.equal(x, x_before), f"step {i + 1} changed its x in place ({case.name}).")
         _demand(_state_equal(state, pickle.loads(state_before)), f"step {i + 1} changed its state in place.")
-        _demand(all(torch.equal(a, b) for a, b in predictions), f"step {i + 1} changed a prediction in place.")
+        kept = all(torch.equal(a, b) for a, b in predictions)
+        _demand(kept, f"step {i + 1} changed a prediction, or what it was made from, in place.")
         second = scheduler.step(denoise, x, start, stop, state, case.noise)
         _demand(torch.equal(first.x, second.x), f"step {i + 1} made twice gives two results ({case.name}).")
         _demand(_state_equal(first.state, second.state), f"step {i + 1} made twice gives two states.")
@@ -150,7 +164,7 @@ def check_scheduler_purity(scheduler: Scheduler[Any], *, case: Case) -> None:
     text="If it declares so, data that are one point are reproduced exactly on every grid that ends clean.",
     why="Leftover noise in the last step, a wrong last level or a dropped step all show here.",
     hint="Coefficients of x and of the prediction: with D = x0 the step must land on alpha' x0 + sigma' e.",
-    cases=cases,
+    cases=lambda: cases(names=TAME),
 )
 def check_scheduler_point_mass(scheduler: Scheduler[Any], *, case: Case) -> None:
     """Exact on a point mass."""
@@ -192,7 +206,6 @@ def check_scheduler_evaluations(scheduler: Scheduler[Any], *, case: Case) -> Non
         calls = 0
         step = scheduler.step(denoise, x, start, stop, state, case.noise)
         x, state, total = step.x, step.state, total + calls
-        _demand(calls >= 1, f"step {i + 1} never asked the denoiser ({case.name}).")
         _demand(most is None or calls <= most, f"step {i + 1} made {calls} calls, declared are {most}.")
     planned = evaluations(scheduler, case.grid, torch.zeros(1, 1, 1, 1))
     _demand(planned in (None, total), f"{planned} calls were planned and {total} made ({case.name}).")
@@ -220,11 +233,13 @@ def check_scheduler_items_of_a_batch(scheduler: Scheduler[Any], *, case: Case) -
     _demand(error < 1e-9, f"turning the batch round changes images by {error:.2g} ({case.name}).")
 
 
-def _levels(n: int, kind: str) -> Grid:
+def _levels(n: int, kind: str, warm: float = 1.0) -> Grid:
     """N even steps, from nearly pure noise to little of it, not to clean; kinds tell in what they are even.
 
     ``"even"`` in log_snr, ``"bent"`` in a smooth map of it, ``"limping"``: every other step twice as long, which shows
-    weights that are right only where neighbouring steps are equally long.
+    weights that are right only where neighbouring steps are equally long. With ``warm`` above 1, the first step h is
+    divided into steps that double from about ``h^warm``: a method that starts with lower order then starts with steps
+    so short that they do not hide the order of the others.
     """
     schedule = scaled_linear()
     first, last = schedule.level(900).log_snr, schedule.level(50).log_snr
@@ -234,11 +249,20 @@ def _levels(n: int, kind: str) -> Grid:
         shares = [(i / n + math.sin(math.pi / 2 * i / n)) / 2 for i in range(n + 1)]
     else:
         shares = [i / n for i in range(n + 1)]
+    if warm > 1:
+        h = shares[1] * (last - first)
+        doublings = max(1, math.ceil((1 - warm) * math.log2(min(h, 0.9))))
+        shares = [0.0, *(shares[1] * (2**k - 1) / (2**doublings - 1) for k in range(1, doublings)), *shares[1:]]
     return tuple(schedule.level(schedule.time(first + (last - first) * share)) for share in shares)
 
 
 def _slope(counts: list[int], errors: list[float]) -> float:
-    return float(-np.polyfit(np.log(counts), np.log(np.maximum(errors, 1e-15)), 1)[0])
+    """The order that errors show; those at the level of rounding say nothing about it and are left out."""
+    pairs = [(n, error) for n, error in zip(counts, errors, strict=True) if error > 1e-11]
+    if len(pairs) < 2:
+        return math.inf
+    steps, wrong = np.log(np.asarray(pairs)).T
+    return float(-np.polyfit(steps, wrong, 1)[0])
 
 
 @rule(
@@ -254,10 +278,12 @@ def check_scheduler_order(scheduler: Scheduler[Any]) -> str:
         raise Skip("no order is declared")
     if traits.stochastic:
         return _weak_order(scheduler)
-    declared = traits.order if traits.startup_order is None else min(traits.order, traits.startup_order + 1)
     if traits.evaluations is None:
         return _tolerance(scheduler)
-    counts = [16, 32, 64, 128] if declared >= 3 else [24, 48, 96, 192]
+    declared = traits.order
+    # one step of local order q + 1 among steps of order p is made as short as h^(p / (q + 1))
+    warm = 1.0 if traits.startup_order is None else max(1.0, declared / (traits.startup_order + 1))
+    counts = [32, 64, 128, 256] if declared >= 4 else [16, 32, 64, 128] if declared == 3 else [24, 48, 96, 192]
     normal = torch.linspace(-1.8, 1.8, 8, dtype=torch.float64).reshape(1, 2, 4)
     tilted = torch.tensor([[0.3, 0.12], [0.12, 0.2]], dtype=torch.float64)
     problems: list[Problem] = [Gaussian.isotropic(2), Gaussian(torch.tensor([0.4, -0.2]).double(), tilted), Mixture()]
@@ -265,7 +291,7 @@ def check_scheduler_order(scheduler: Scheduler[Any]) -> str:
     for kind in ("even", "bent", "limping"):
         errors = []
         for n in counts:
-            grid = _levels(n, kind)
+            grid = _levels(n, kind, warm)
             worst = 0.0
             for problem in problems:
                 x = problem.start(grid[0], normal)
@@ -276,7 +302,7 @@ def check_scheduler_order(scheduler: Scheduler[Any]) -> str:
         figures.append(f"{slope:.2f}")
         shown = ", ".join(f"{error:.1e}" for error in errors)
         _demand(
-            slope > declared - 0.25,
+            slope > declared - 0.3,
             f"order {slope:.2f}, promised {declared}: errors {shown} in {counts} steps, {kind} grid.",
         )
     return f"order {', '.join(figures)} (promised {declared})"
@@ -361,7 +387,7 @@ def check_scheduler_distribution(scheduler: Scheduler[Any]) -> str:
 
 @rule(
     "scheduler",
-    text="Noise is asked for if and only if `stochastic` is declared, and never on a step that ends clean.",
+    text="Noise is asked for if and only if `stochastic` is declared, and never for an interval that ends clean.",
     why="A deterministic scheduler is run without a source of noise; noise on the last step stays in the picture.",
     hint="eta = 0 must ask for none; the last step must not add any.",
     cases=cases,
@@ -373,7 +399,7 @@ def check_scheduler_asks_noise_as_declared(scheduler: Scheduler[Any], *, case: C
     state = scheduler.init(x, case.grid)
     for i, (start, stop) in enumerate(pairwise(case.grid)):
 
-        def noise(like: Tensor, a: Level, b: Level, /, i: int = i, stop: Level = stop) -> Tensor:
+        def noise(like: Tensor, a: Level, b: Level, /, i: int = i) -> Tensor:
             asked.append(i)
             _demand(b.sigma > 0, f"noise was asked for an interval that ends clean ({case.name}).")
             return case.noise(like, a, b)
@@ -381,6 +407,11 @@ def check_scheduler_asks_noise_as_declared(scheduler: Scheduler[Any], *, case: C
         step = scheduler.step(case.problem, x, start, stop, state, noise)
         x, state = step.x, step.state
     _demand(scheduler.traits.stochastic or not asked, f"noise was asked for in step {asked[:1]}, none is declared.")
+    if scheduler.traits.stochastic:
+        basis, grid = _Basis(2), Karras()(scaled_linear(), 40)
+        problem = Gaussian.isotropic(1)
+        _walk(scheduler, problem, problem.start(grid[0], torch.zeros(2, 1, 1, dtype=torch.float64)), grid, basis)
+        _demand(basis.asked, "it is declared stochastic and never asks for noise in a run of 40 steps.")
 
 
 @rule(
@@ -435,7 +466,7 @@ def check_scheduler_interleaving(scheduler: Scheduler[Any], *, case: Case) -> No
     text="Turning latent space by an orthogonal map before a run equals turning the result.",
     why="A solver knows no direction of latent space; one that treats elements apart clips or thresholds them.",
     hint="An operation on single elements: clamp, sort, quantile, a mask.",
-    cases=cases,
+    cases=lambda: cases(names=TAME),
 )
 def check_scheduler_orthogonal_maps(scheduler: Scheduler[Any], *, case: Case) -> None:
     """Orthogonal maps commute, for normal data of one variance and noise that is turned along."""
@@ -467,6 +498,8 @@ def check_scheduler_orthogonal_maps(scheduler: Scheduler[Any], *, case: Case) ->
 )
 def check_scheduler_ends_clean(scheduler: Scheduler[Any]) -> None:
     """One-step grids."""
+    if scheduler.traits.evaluations is None:
+        raise Skip("a solver with its own step control may divide the step")
     for name, schedule in SCHEDULES.items():
         grid, problem, noise = Trailing()(schedule, 1), Mixture(), AddressedNoise((3,))
         x = problem.start(grid[0], noise.initial(torch.empty(1, 1, 5, dtype=torch.float64)))

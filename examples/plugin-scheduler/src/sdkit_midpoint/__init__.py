@@ -8,6 +8,9 @@ def sdkit_components() -> list[Component]:
     """The components of this plugin."""
     return [
         Component(
-            "scheduler", "midpoint", "sdkit_midpoint.scheduler:Midpoint", "the midpoint rule in log_snr; second order"
+            "scheduler",
+            "midpoint",
+            "sdkit_midpoint.scheduler:MidpointScheduler",
+            "the midpoint rule in log_snr; second order",
         )
     ]

@@ -20,7 +20,7 @@ def toward(x: Tensor, denoised: Tensor, start: Level, stop: Level) -> Tensor:
 
 
 @frozen
-class Midpoint:
+class MidpointScheduler:
     """Euler's step with the prediction made half way, in ``log_snr``: order 2, two evaluations."""
 
     traits: ClassVar[Traits] = Traits(

@@ -177,7 +177,8 @@ class Ipndm:
     """iPNDM: fixed Adams-Bashforth weights on the noise, whatever the spacing, with lower orders at the start.
 
     On levels that are not evenly spaced in ``s`` the weights are not exact and the method is of order 1, with a small
-    constant; `Lms` has the exact weights.
+    constant; `Lms` has the exact weights. The step to clean is extrapolated like the others (ComfyUI takes the last
+    prediction there).
 
     Source: Zhang and Chen 2022, https://arxiv.org/abs/2204.13902, section 3.3 (improved PNDM).
 
@@ -253,7 +254,7 @@ class Plms:
             predicted = toward(x, denoised, start, stop)
             again = noise_of(predicted, denoise(predicted, stop), stop)
             half = stop.alpha * (stop.noise_to_signal - start.noise_to_signal) / 2
-            moved = predicted.add_(again, alpha=half).add_(eps, alpha=-half)
+            moved = predicted.add(again, alpha=half).add_(eps, alpha=-half)
             return Step(moved, denoised, state.push(eps, start.log_snr, 3))
 
         def weigh(logs: Sequence[float]) -> list[float]:

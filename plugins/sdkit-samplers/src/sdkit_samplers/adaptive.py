@@ -73,8 +73,9 @@ class _Interval:
 class DpmFast:
     """DPM-Solver-3 in every step of the grid, of lower order on the last ones as the fast variant is.
 
-    Of the steps before the one to clean, the last is of order 2; with ``uniform-log-snr`` this is DPM-Solver-fast.
-    Steps to clean and from no signal are Euler's.
+    Of the steps before the one to clean, the last is of order 2. With ``uniform-log-snr`` these are the levels and
+    orders of DPM-Solver-fast, but ``steps`` counts steps here: 20 of them cost 57 evaluations, where k-diffusion and
+    A1111 count evaluations. Steps to clean and from no signal are Euler's.
 
     Source: Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithm 2 and section 3.4.
     """
@@ -164,6 +165,9 @@ class DpmAdaptive:
             bound = ((x / here.norm).abs().maximum((fine / target.norm).abs()) * self.rtol).add_(self.atol)
             # a solver with its own step control has to read its error
             error = float(((fine - rough) / target.norm / bound).square().mean().sqrt())
+            if not math.isfinite(error):
+                # the caller's check for NaN names the slot and the level; shrinking the step would not help
+                return Step(fine, first_denoised, size)
             factor = 0.9 * max(error, 1e-8) ** (-1 / self.order)
             if error <= 1:
                 x, here = fine, target

@@ -10,9 +10,9 @@ tree in memory: the same interval gives the same increment, and those of neighbo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from sdkit import AddressedNoise, Level, NoiseError
 
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BrownianNoise"]
 
-DEPTH = 48
-"""Bisections: times are told apart to 2^-48 of the whole."""
+DEPTH = 28
+"""Bisections: times are told apart to 2^-28 of the whole, as far as addresses of nodes are."""
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    return AddressedNoise(seeds).seeds  # checked there
 
 
 def _time(level: Level) -> float:
@@ -41,7 +45,7 @@ class BrownianNoise:
         stream: Name that separates independent uses of the same seed.
     """
 
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = field(converter=_seeds)
     stream: str = ""
 
     def initial(self, like: Tensor, /) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from sdkit import Grid, Heun, Level, Noise, Step, Traits, between
-from sdkit_samplers.moves import check_range, toward
+from sdkit_samplers.moves import check_range, sde_traits, toward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,10 @@ class _Churn:
         raised = between(start, stop, log_snr)
         scale = raised.alpha / start.alpha
         fresh = raised.sigma * math.sqrt(-math.expm1(2 * (log_snr - start.log_snr)))
-        return (x * scale).add_(noise(x, raised, start), alpha=fresh * self.s_noise), raised
+        moved = x * scale
+        if self.s_noise:
+            moved = moved.add_(noise(x, raised, start), alpha=fresh * self.s_noise)
+        return moved, raised
 
 
 @frozen
@@ -84,7 +87,7 @@ class EulerChurn:
     @property
     def traits(self) -> Traits:
         """Order 1."""
-        return Traits(1, None, self.churn > 0 and self.s_noise > 0, True, 1)
+        return sde_traits(1, None, 1, self.churn, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> ChurnState:
         """Number of steps, and where the run starts."""
@@ -122,8 +125,7 @@ class HeunChurn:
     @property
     def traits(self) -> Traits:
         """Order 2 without noise; with it, weakly 1 is what is promised."""
-        noisy = self.churn > 0 and self.s_noise > 0
-        return Traits(1 if noisy else 2, None, noisy, True, 2)
+        return sde_traits(2, None, 2, self.churn, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> ChurnState:
         """Number of steps, and where the run starts."""

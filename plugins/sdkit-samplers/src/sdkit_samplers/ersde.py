@@ -11,7 +11,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
-from sdkit_samplers.moves import Past, add, check_range, toward
+from sdkit_samplers.moves import Past, add, check_range, sde_traits, toward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class ErSde:
     @property
     def traits(self) -> Traits:
         """Weak order 1."""
-        return Traits(1, None, self.s_noise > 0, True, 1)
+        return sde_traits(1, None, 1, 1.0, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> Past:
         """No past."""
@@ -75,7 +75,9 @@ class ErSde:
             return Step(toward(x, denoised, start, stop), denoised, after)
         s, s_next = start.noise_to_signal, stop.noise_to_signal
         if math.isinf(s):  # phi is infinite there: nothing of x is kept
-            moved = (denoised * stop.alpha).add_(noise(x, start, stop), alpha=stop.sigma * self.s_noise)
+            moved = denoised * stop.alpha
+            if self.s_noise:
+                moved = moved.add_(noise(x, start, stop), alpha=stop.sigma * self.s_noise)
             return Step(moved, denoised, after)
         ratio = float(phi(s_next) / phi(s))
         moved = add(x * (ratio * stop.alpha / start.alpha), (stop.alpha * (1 - ratio), denoised))

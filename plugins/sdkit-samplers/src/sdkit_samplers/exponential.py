@@ -20,6 +20,7 @@ from sdkit_samplers.moves import (
     decay,
     exponential_integral,
     exponential_step,
+    sde_traits,
     step_size,
 )
 
@@ -93,8 +94,7 @@ class DpmPP2MSde:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise: the noise of a step is not seen by its prediction."""
-        noisy = self.eta > 0 and self.s_noise > 0
-        return Traits(1 if self.eta > 0 else 2, None if self.eta > 0 else 1, noisy, True, 1)
+        return sde_traits(2, 1, 1, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> Past:
         """No past."""
@@ -120,8 +120,9 @@ class DpmPP2MSde:
 class DpmPP3MSde:
     """DPM-Solver++(3M) for the SDE, with the quadratic through the last three predictions integrated exactly.
 
-    k-diffusion and diffusers have half of the quadratic's leading coefficient here (diffusers with its sign turned,
-    too); with that, the method is of second order without noise. ``eta = 0`` is `DpmPP3M`.
+    The published code has another coefficient of the quadratic: k-diffusion half of it, with which the method is of
+    second order without noise; diffusers one whose bracket has a wrong sign, which does not vanish as steps become
+    short. ``eta = 0`` is `DpmPP3M` (of which diffusers has half the coefficient, too).
 
     Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095; exponential Adams methods: Hochbruck and Ostermann 2010,
     https://doi.org/10.1017/S0962492910000048, section 2.5.
@@ -141,8 +142,7 @@ class DpmPP3MSde:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise, 3 without."""
-        noisy = self.eta > 0 and self.s_noise > 0
-        return Traits(1 if self.eta > 0 else 3, None if self.eta > 0 else 1, noisy, True, 1)
+        return sde_traits(3, 1, 1, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> Past:
         """No past."""
@@ -213,8 +213,7 @@ class ResMultistep:
     @property
     def traits(self) -> Traits:
         """Order 2 without noise, weakly 1 with it."""
-        noisy = self.eta > 0 and self.s_noise > 0
-        return Traits(1 if self.eta > 0 else 2, None if self.eta > 0 else 1, noisy, True, 1)
+        return sde_traits(2, 1, 1, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> Past:
         """No past."""
@@ -237,4 +236,6 @@ class ResMultistep:
         # the deterministic part ends at less noise than the grid's level, in the same scale of the picture
         lower = Level(stop.t, stop.alpha, down, interpolated=True)
         step = _advance(x, denoise(x, start), start, lower, state, 2, 0.0, 0.0, noise)
-        return Step(step.x.add_(noise(x, start, stop), alpha=up * self.s_noise), step.denoised, step.state)
+        if self.s_noise:
+            step.x.add_(noise(x, start, stop), alpha=up * self.s_noise)
+        return step

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
-from sdkit import Level, ParameterError
+from sdkit import Level, ParameterError, Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,7 @@ __all__ = [
     "exponential_integral",
     "exponential_step",
     "noise_of",
+    "sde_traits",
     "step_size",
     "toward",
 ]
@@ -46,6 +47,17 @@ def check_range(what: str, value: float, low: float, high: float = math.inf) -> 
     if not (math.isfinite(value) and low <= value <= high):
         allowed = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
         raise ParameterError(f"{what} must be {allowed}, not {value}.")
+
+
+def sde_traits(order: int, startup_order: int | None, evaluations: int | None, eta: float, s_noise: float) -> Traits:
+    """Traits of a method whose noise can be switched off: by ``eta``, then it solves the equation without noise.
+
+    With noise it is promised weak order 1. Without noise, or with more or less of it than the SDE has, an SDE's drift
+    converges to nothing: then no order is promised, and without noise not even a point mass is certain.
+    """
+    if eta == 0:
+        return Traits(order, startup_order, False, True, evaluations)
+    return Traits(1 if s_noise == 1 else 0, None, s_noise > 0, s_noise > 0, evaluations)
 
 
 def toward(x: Tensor, denoised: Tensor, start: Level, stop: Level) -> Tensor:

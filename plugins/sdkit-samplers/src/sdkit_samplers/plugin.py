@@ -68,7 +68,7 @@ SCHEDULERS = (
     ("plms", "adams:Plms", "the sampler Stable Diffusion was released with", ("PLMS", "pndm", "PNDMScheduler")),
     ("ddpm", "stochastic:Ddpm", "DDPM, small or large variance", ("DDPM", "DDPMScheduler")),
     ("lcm", "stochastic:Lcm", "multistep consistency sampling, for distilled models", ("LCM", "LCMScheduler")),
-    ("tcd", "stochastic:Tcd", "trajectory consistency sampling, for distilled models", ("TCD", "TCDScheduler")),
+    ("tcd", "stochastic:Tcd", "trajectory consistency sampling, for distilled models", ("TCD",)),
     ("restart", "restart:Restart", "Heun with restarts into the noise", ("Restart",)),
     (
         "sa-solver",
@@ -80,7 +80,7 @@ SCHEDULERS = (
     ("res-multistep", "exponential:ResMultistep", "refined exponential solver, multistep", ("RES", "res_multistep")),
     ("seeds-2", "singlestep:Seeds2", "two stages of the SDE along one path of noise", ("seeds_2",)),
     ("seeds-3", "singlestep:Seeds3", "three stages of the SDE along one path of noise", ("seeds_3",)),
-    ("exp-heun", "factories:exp_heun", "exponential Heun; eta for its SDE", ("exp_heun_2_x0", "exp_heun_2_x0_sde")),
+    ("exp-heun", "factories:exp_heun", "exponential Heun; eta for its SDE", ("exp_heun_2_x0",)),
     (
         "gradient-estimation",
         "estimation:GradientEstimation",

@@ -48,7 +48,9 @@ class SASolver:
 
     The exponential is integrated exactly against the polynomial through the last predictions; the corrector does the
     last step again with the prediction made at its end, on the same noise, at no further evaluation. ``tau`` is that
-    of the authors: 0 is the equation without noise, 1 the reverse-time SDE.
+    of the authors: 0 is the equation without noise, 1 the reverse-time SDE. It is the same on all levels
+    here; diffusers and ComfyUI use it on the middle 60 % of the levels only, and diffusers counts the new prediction
+    in ``corrector_order``.
 
     Source: Xue et al. 2023, https://arxiv.org/abs/2309.05019 (NeurIPS 2023), algorithm 1.
 

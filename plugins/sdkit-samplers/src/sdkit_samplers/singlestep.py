@@ -19,6 +19,7 @@ from sdkit_samplers.moves import (
     decay,
     exponential_integral,
     exponential_step,
+    sde_traits,
     step_size,
     toward,
 )
@@ -51,6 +52,8 @@ def _second_order(
 @frozen
 class DpmSinglestep:
     """DPM-Solver++(2S) and (3S): 2 or 3 evaluations per step, no past.
+
+    ``steps`` counts steps; diffusers' singlestep class counts evaluations.
 
     Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 1, and https://arxiv.org/abs/2206.00927,
     algorithm 2, for three stages (at 1/3 and 2/3 of the step).
@@ -117,7 +120,7 @@ class DpmPP2SAncestral:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise, 2 without."""
-        return Traits(1 if self.eta > 0 else 2, None, self.eta > 0 and self.s_noise > 0, True, 2)
+        return sde_traits(2, None, 2, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
@@ -160,7 +163,7 @@ class DpmPPSde:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise, 2 without."""
-        return Traits(1 if self.eta > 0 else 2, None, self.eta > 0 and self.s_noise > 0, True, 2)
+        return sde_traits(2, None, 2, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
@@ -235,7 +238,7 @@ class Seeds2:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise, 2 without."""
-        return Traits(1 if self.eta > 0 else 2, None, self.eta > 0 and self.s_noise > 0, True, 2)
+        return sde_traits(2, None, 2, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
@@ -281,7 +284,7 @@ class Seeds3:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise, 3 without."""
-        return Traits(1 if self.eta > 0 else 3, None, self.eta > 0 and self.s_noise > 0, True, 3)
+        return sde_traits(3, None, 3, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
@@ -368,7 +371,7 @@ class Dpm2Ancestral:
     @property
     def traits(self) -> Traits:
         """Weak order 1 with noise, 2 without."""
-        return Traits(1 if self.eta > 0 else 2, None, self.eta > 0 and self.s_noise > 0, True, 2)
+        return sde_traits(2, None, 2, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""

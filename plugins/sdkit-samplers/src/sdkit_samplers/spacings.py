@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from attrs import field, frozen
+from attrs.validators import instance_of
 
 from sdkit import FileError, Grid, GridError, Level, NoiseSchedule, ParameterError, Trailing, check_grid
 
@@ -261,6 +262,9 @@ def _at(schedule: NoiseSchedule, values: Sequence[float]) -> Grid:
 class AlignYourSteps:
     """Published tables of ten steps, resampled to any number along the logarithm of ``s``.
 
+    The eleven values are resampled to n + 1 and the last gives way to clean, as ComfyUI does it (A1111 resamples to n
+    and appends clean). They start where their schedule does, which on another schedule is below its noisiest level.
+
     Source: Sabour, Fidler, Kreis 2024, https://arxiv.org/abs/2404.14507.
 
     Attributes:
@@ -268,6 +272,8 @@ class AlignYourSteps:
     """
 
     table: Literal["sd15", "sdxl", "svd"] = "sd15"
+
+    starts_noisiest: ClassVar[bool] = False
 
     def __attrs_post_init__(self) -> None:
         if self.table not in TABLES:
@@ -289,7 +295,9 @@ class Table:
         file: The file's name.
     """
 
-    file: str
+    file: str = field(validator=instance_of(str))
+
+    starts_noisiest: ClassVar[bool] = False
 
     def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
         """``steps + 1`` levels.
@@ -300,14 +308,12 @@ class Table:
         _steps(steps)
         name = os.path.basename(self.file)
         try:
-            values = json.loads(Path(self.file).read_text(encoding="utf-8"))
+            values = json.loads(Path(self.file).read_text(encoding="utf-8"), parse_int=float)
         except OSError as error:
             raise FileError(f"The table {name!r} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(f"The table {name!r} is no JSON: {error}.") from error
-        numbers = isinstance(values, list) and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
-        )
+        numbers = isinstance(values, list) and all(isinstance(v, float) and math.isfinite(v) for v in values)
         if numbers and values and values[-1] == 0:
             values = values[:-1]
         if not numbers or len(values) < 2 or not all(a > b > 0 for a, b in pairwise(values)):
@@ -337,7 +343,9 @@ class FlowShift:
 
     def __attrs_post_init__(self) -> None:
         _positive("shift", self.shift)
-        if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens < 1):
+        if self.tokens is not None and (
+            isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1
+        ):
             raise ParameterError(f"tokens must be a whole number of at least 1, not {self.tokens!r}.")
 
     def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
@@ -377,6 +385,10 @@ class LinearQuadratic:
             return (schedule.noisiest, schedule.clean)
         rest = steps - half
         excess = half - self.threshold * steps
+        if excess <= 0:
+            raise ParameterError(
+                f"A threshold of {self.threshold} leaves no noise for the second half of {steps} steps."
+            )
         quadratic = excess / (half * rest**2)
         slope = self.threshold / half - 2 * excess / rest**2
         removed = [i * self.threshold / half for i in range(half)]

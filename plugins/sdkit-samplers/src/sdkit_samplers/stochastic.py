@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from attrs import field, frozen
 
 from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
-from sdkit_samplers.moves import ancestral, check_range, step_size, toward
+from sdkit_samplers.moves import ancestral, check_range, sde_traits, step_size, toward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,8 @@ __all__ = ["Ddpm", "EulerAncestral", "Lcm", "Tcd"]
 class EulerAncestral:
     """Euler to the lower noise of an ancestral step, then fresh noise: "Euler a".
 
-    With ``s_noise = 1`` this is DDIM with the same ``eta``.
+    With ``s_noise = 1`` this is DDIM with the same ``eta``: the exact posterior on every schedule (on flow models
+    ComfyUI uses another split of kept and fresh noise under this name).
 
     Source: Crowson 2022 (k-diffusion); Song, Meng, Ermon 2021, https://arxiv.org/abs/2010.02502, equation 16.
 
@@ -42,7 +43,7 @@ class EulerAncestral:
     @property
     def traits(self) -> Traits:
         """Order 1."""
-        return Traits(1, None, self.eta > 0 and self.s_noise > 0, True, 1)
+        return sde_traits(1, None, 1, self.eta, self.s_noise)
 
     def init(self, x: Tensor, grid: Grid, /) -> None:
         """Nothing to remember."""
