@@ -17,6 +17,7 @@ per rule; `sdkit conform NAME` tries them on anything installed, and
 ```python
 from sdkit.testing import SchedulerConformance
 
+
 class TestMine(SchedulerConformance):
     scheduler = Mine()
 ```
