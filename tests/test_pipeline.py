@@ -587,3 +587,18 @@ def test_what_people_try_first_gets_a_sentence(use: Any, message: str) -> None:
 def test_a_list_of_levels_is_a_grid() -> None:
     grid = [sdkit.Level(900, 0.1, 0.9), sdkit.Level(-1, 1, 0)]
     assert sdkit.pipeline(toy_model(), spacing=grid)(Request("x")).manifest.grid == tuple(grid)  # type: ignore[arg-type]
+
+
+def test_a_name_may_hold_scheduler_and_spacing() -> None:
+    pipe = sdkit.pipeline(toy_model(), spacing="trailing")
+    request = pipe.plan(Request("x", scheduler="DPM++ 2M Karras")).request
+    assert (request.scheduler, request.spacing) == ("dpmpp-2m", "karras")
+    assert pipe.plan(request).request == request
+    with pytest.raises(sdkit.InvalidRequest, match="names the spacing karras; leave 'trailing' out"):
+        pipe.plan(Request("x", scheduler="DPM++ 2M Karras", spacing="trailing"))
+    both = sdkit.pipeline(toy_model(), scheduler="Heun Karras")
+    assert (both.scheduler, both.spacing) == (sdkit.Heun(), sdkit.Karras())
+    with pytest.raises(sdkit.ParameterError, match="says the spacing is karras"):
+        sdkit.pipeline(toy_model(), scheduler="Heun Karras", spacing="trailing")
+    with pytest.raises(sdkit.UnknownComponent, match="no scheduler 'DPM.. 2M Kerras'"):
+        pipe.plan(Request("x", scheduler="DPM++ 2M Kerras"))

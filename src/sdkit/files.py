@@ -34,9 +34,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             write(file)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    finally:
+        part.unlink(missing_ok=True)  # once renamed, there is none
     return path

@@ -117,8 +117,8 @@ def pipeline(
 
     Args:
         model: From `load`.
-        scheduler: A name, parameters may follow (``"ddim(eta=0.5)"``), or a scheduler; default: what the model
-            recommends.
+        scheduler: A name, parameters may follow (``"ddim(eta=0.5)"``), a spacing too (``"DPM++ 2M Karras"``), or a
+            scheduler; default: what the model recommends.
         spacing: A name, a spacing, or a grid used verbatim; default: what the model recommends.
 
     Raises:
@@ -133,6 +133,11 @@ def pipeline(
             )
     known = registry()
     scheduler = model.spec.scheduler if scheduler is None else scheduler
+    if isinstance(scheduler, str):
+        scheduler, implied = known.pair(scheduler)
+        if implied is not None and spacing is not None and spacing != implied:
+            raise ParameterError(f"The scheduler's name says the spacing is {implied}, but {spacing!r} was given too.")
+        spacing = implied or spacing
     spacing = model.spec.spacing if spacing is None else spacing
     spacing = tuple(spacing) if isinstance(spacing, list) else spacing
     return Pipeline(

@@ -269,7 +269,13 @@ class Pipeline(Generic[P, C, O]):
         shape = (len(request.seeds), *latent.shape(size))
         if request.image is not None and not hasattr(self.decoder, "encode"):
             raise InvalidRequest("This pipeline's decoder cannot encode, so it cannot start from an image.")
-        scheduler, scheduler_name = self._scheduler(request)
+        scheduler, scheduler_name, implied = self._scheduler(request)
+        if implied is not None:
+            if request.spacing not in (None, implied):
+                raise InvalidRequest(
+                    f"{request.scheduler!r} names the spacing {implied}; leave {request.spacing!r} out."
+                )
+            request = attrs.evolve(request, spacing=implied)
         steps = request.steps or (spec.steps if spec else 50)
         strength = request.strength
         if request.image is not None and strength is None:
@@ -305,13 +311,14 @@ class Pipeline(Generic[P, C, O]):
             )
         return latent
 
-    def _scheduler(self, request: Request) -> tuple[Scheduler[Any], str]:
-        """The solver, and the text that makes it again."""
+    def _scheduler(self, request: Request) -> tuple[Scheduler[Any], str, str | None]:
+        """The solver, the text that makes it again, and the spacing its name implies."""
         own = _name("scheduler", self.scheduler)
         if request.scheduler in (None, own):
-            return self.scheduler, own
-        made: Scheduler[Any] = registry().make("scheduler", request.scheduler)
-        return made, registry().spell("scheduler", made) or request.scheduler
+            return self.scheduler, own, None
+        text, implied = registry().pair(request.scheduler)
+        made: Scheduler[Any] = registry().make("scheduler", text)
+        return made, registry().spell("scheduler", made) or text, implied
 
     def _grid(self, request: Request, steps: int, strength: float | None) -> tuple[Grid, str, int]:
         """The levels that will be walked, the spacing as text, and the number of steps the strength is a share of."""

@@ -122,7 +122,8 @@ class Request:
         negative: What to move away from; needs guidance.
         seeds: One per image; image k depends on seed k alone, whatever else is in the batch. 0 to 2^64 - 1.
         size: (width, height) in pixels.
-        scheduler: Name of a scheduler, parameters may follow: ``"ddim(eta=0.5)"``.
+        scheduler: Name of a scheduler, parameters may follow: ``"ddim(eta=0.5)"``; or one that names its spacing too,
+            as other tools write it: ``"DPM++ 2M Karras"``.
         spacing: Name of a spacing, parameters may follow: ``"karras(rho=5)"``.
         steps: Number of steps, at least 1.
         guidance: Scale of classifier-free guidance; 1 is none.

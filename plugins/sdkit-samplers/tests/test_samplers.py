@@ -44,13 +44,13 @@ DETERMINISTIC = [
     "dpmpp-2m-sde(eta=0, solver='heun')", "dpmpp-3m-sde(eta=0)", "dpmpp-sde(eta=0)", "dpmpp-2s-ancestral(eta=0)",
     "dpm-2-ancestral(eta=0)", "euler-ancestral(eta=0)", "seeds-2(eta=0)", "seeds-3(eta=0)", "sa-solver(tau=0)",
     "sa-solver(tau=0, predictor=4, corrector=4)", "sa-solver(tau=0, predictor=2, corrector=0)", "euler-churn(churn=0)",
-    "heun-churn(churn=0)", "restart(times=0)", "tcd(gamma=0)",
+    "heun-churn(churn=0)", "restart(times=0)", "tcd(gamma=0)", "unipc-bh1",
 ]  # fmt: skip
 CONVERGENT = [
     "euler-ancestral", "euler-ancestral(eta=0.5)", "dpm-2-ancestral", "dpmpp-2s-ancestral", "dpmpp-sde", "dpmpp-2m-sde",
     "dpmpp-2m-sde(solver='heun')", "dpmpp-2m-sde(eta=0.5)", "dpmpp-3m-sde", "seeds-2", "seeds-2(solver='phi2')", "seeds-3",
     "exp-heun(eta=1)", "ddpm", "ddpm(variance='large')", "euler-churn(churn=20)", "heun-churn(churn=20)", "restart",
-    "sa-solver", "sa-solver(tau=0.5)", "er-sde", "er-sde(stages=1)", "er-sde(stages=2)", "res-multistep(eta=1)",
+    "sa-solver", "sa-solver(tau=0.5)", "er-sde", "er-sde(stages=1)", "er-sde(stages=2)", "res-multistep(eta=1)", "dpmpp-2m-sde-heun", "exp-heun-sde",
 ]  # fmt: skip
 ALL = [*DETERMINISTIC, *CONVERGENT, "lcm", "tcd"]
 
@@ -327,3 +327,27 @@ def test_discovery_loads_no_torch() -> None:
     code = "import sys; from sdkit_samplers import plugin; plugin.sdkit_components(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert sdkit.__version__
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        ("DPM++ 2M Karras", ("dpmpp-2m", "karras")), ("dpmpp_2m_karras", ("dpmpp-2m", "karras")),
+        ("dpmpp_2m_k", ("dpmpp-2m", "karras")), ("k_dpmpp_2m_ka", ("dpmpp-2m", "karras")),
+        ("Euler Karras", ("euler", "karras")), ("euler_k", ("euler", "karras")), ("LMS Karras", ("lms", "karras")),
+        ("DPM++ 2M SDE Exponential", ("dpmpp-2m-sde", "uniform-log-snr")),
+        ("DPM++ 2M SDE Heun Karras", ("dpmpp-2m-sde-heun", "karras")), ("DPM2 a Karras", ("dpm-2-ancestral", "karras")),
+        ("Euler a", ("Euler a", None)), ("uni_pc_bh2", ("uni_pc_bh2", None)), ("uni_pc", ("uni_pc", None)),
+        ("DPM++ 2M SGM Uniform", ("dpmpp-2m", "sgm-uniform")), ("heun", ("heun", None)),
+        ("ddim(eta=0.5)", ("ddim(eta=0.5)", None)), ("Euler a Align Your Steps", ("euler-ancestral", "align-your-steps")),
+    ],
+)  # fmt: skip
+def test_names_that_hold_both_are_read_as_a_pair(name: str, pair: tuple[str, str | None]) -> None:
+    assert REGISTRY.pair(name) == pair
+    assert REGISTRY.make("scheduler", REGISTRY.pair(name)[0]).traits
+
+
+@pytest.mark.parametrize("name", ["Karras", "nonsense Karras", "", "_k", "DPM++ 2M Kerras", "euler karas"])
+def test_what_is_no_pair_is_unknown_as_a_whole(name: str) -> None:
+    with pytest.raises(sdkit.UnknownComponent, match="no scheduler"):
+        REGISTRY.pair(name)

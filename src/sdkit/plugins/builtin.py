@@ -59,7 +59,7 @@ def sdkit_components() -> list[Component]:
             "karras",
             "sdkit.spacings:Karras",
             "Karras et al. 2022, dense near the clean end (rho=7)",
-            aliases=("Karras",),
+            aliases=("Karras", "ka", "k"),
         ),
         Component(
             "spacing",

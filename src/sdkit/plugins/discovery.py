@@ -192,6 +192,32 @@ class Registry:
             target = self.get(kind, name)
         return call(f"{kind} {name!r}", target, parameters, blame=True)
 
+    def pair(self, text: str) -> tuple[str, str | None]:
+        """A scheduler and, if the name ends in one, a spacing: "DPM++ 2M Karras", ``dpmpp_2m_karras``, ``dpmpp_2m_k``.
+
+        Other tools write both in one name. A scheduler that itself has the whole name comes first.
+
+        Raises:
+            UnknownComponent, AmbiguousComponent: as `find`, about the whole name.
+            ParameterError: what stands in parentheses cannot be read.
+        """
+        try:
+            self.find("scheduler", text)
+            return text, None
+        except UnknownComponent as error:
+            if "(" in text:
+                self.find("scheduler", spelling.parse(text)[0])
+                return text, None
+            unknown = error
+        for ending in sorted({name for e in self.entries("spacing") for name in e.names}, key=len, reverse=True):
+            head, tail = text[: -len(ending) - 1], text[-len(ending) - 1 :]
+            if head and tail[:1] in (" ", "_") and tail[1:].casefold() == ending.casefold():
+                try:
+                    return self.find("scheduler", head).component.name, self.find("spacing", ending).component.name
+                except UnknownComponent:
+                    continue
+        raise unknown
+
     def spell(self, kind: str, value: object) -> str | None:
         """The text from which `make` makes ``value`` again, or None if no component does.
 

@@ -80,6 +80,14 @@ SCHEDULERS = (
     ("res-multistep", "exponential:ResMultistep", "refined exponential solver, multistep", ("RES", "res_multistep")),
     ("seeds-2", "singlestep:Seeds2", "two stages of the SDE along one path of noise", ("seeds_2",)),
     ("seeds-3", "singlestep:Seeds3", "three stages of the SDE along one path of noise", ("seeds_3",)),
+    (
+        "dpmpp-2m-sde-heun",
+        "factories:dpmpp_2m_sde_heun",
+        "dpmpp-2m-sde with solver='heun'",
+        ("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "k_dpmpp_2m_sde_heun"),
+    ),
+    ("unipc-bh1", "factories:unipc_bh1", "unipc with variant='bh1'", ("uni_pc",)),
+    ("exp-heun-sde", "factories:exp_heun_sde", "exponential Heun for the SDE", ("exp_heun_2_x0_sde",)),
     ("exp-heun", "factories:exp_heun", "exponential Heun; eta for its SDE", ("exp_heun_2_x0",)),
     (
         "gradient-estimation",
