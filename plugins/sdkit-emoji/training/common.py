@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))  # the package need not be installed to train it
@@ -170,3 +171,22 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
         top, left = index // columns * height, index % columns * width
         sheet[:, top : top + height, left : left + width] = image
     Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+
+
+def weights(place: Path, part: str, device: torch.device) -> dict[str, Any]:
+    """A network's ``config`` and averaged weights (``average``), from a checkpoint or from what export.py wrote.
+
+    So a later training can begin from the weights in the package: they are float16 there, and float32 here.
+
+    Args:
+        place: A checkpoint, or a folder that holds ``PART.pt`` or ``PART.safetensors`` with ``config.json``.
+        part: ``"autoencoder"``, ``"text"`` or ``"denoiser"``.
+        device: Where to put them.
+    """
+    checkpoint = place if place.is_file() else place / f"{part}.pt"
+    if checkpoint.exists():
+        content: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location=device)
+        return content
+    tensors = load_file(place / f"{part}.safetensors", device=str(device))
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))[part]
+    return {"config": config, "average": {name: t.float() for name, t in tensors.items() if name != "concepts"}}

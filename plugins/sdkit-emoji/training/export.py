@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from captions import STYLES, clean
-from common import load_pictures
+from common import load_pictures, weights
 from safetensors.torch import save_file
 from torch import Tensor
 from train_denoiser import Texts, read_concepts
@@ -51,9 +51,9 @@ def main() -> None:
         for word in re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", clean(text))
     }
     texts = Texts(arguments.text, torch.device("cpu"))
-    text = torch.load(arguments.text / "text.pt", weights_only=True, map_location="cpu")
-    autoencoder = torch.load(arguments.autoencoder / "autoencoder.pt", weights_only=True, map_location="cpu")
-    denoiser = torch.load(arguments.denoiser / "denoiser.pt", weights_only=True, map_location="cpu")
+    text = weights(arguments.text, "text", torch.device("cpu"))
+    autoencoder = weights(arguments.autoencoder, "autoencoder", torch.device("cpu"))
+    denoiser = weights(arguments.denoiser, "denoiser", torch.device("cpu"))
     vectors = texts([clean(name) for name in concepts]).pooled
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_file(half({**text["average"], "concepts": vectors}), arguments.out / "text.safetensors")

@@ -29,6 +29,7 @@ from common import (
     rate_factor,
     save,
     save_grid,
+    weights,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -93,7 +94,7 @@ def main() -> None:
     done: dict[str, Any] | None = torch.load(path, weights_only=True, map_location=device) if arguments.resume else None
     start = done
     if done is None and arguments.start:
-        start = torch.load(arguments.start, weights_only=True, map_location=device)
+        start = weights(arguments.start, "autoencoder", device)
     if start is not None:
         config = start["config"]
     model = channels_last(Autoencoder(**config), device)

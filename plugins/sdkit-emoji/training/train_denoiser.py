@@ -26,6 +26,7 @@ from common import (
     load_pictures,
     rate_factor,
     save,
+    weights,
 )
 from sheet import PROMPTS, draw
 from tokenizers import Tokenizer
@@ -63,7 +64,7 @@ class Texts:
     """The frozen text encoder with its tokenizer, always padded to the same length."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        content = torch.load(folder / "text.pt", weights_only=True, map_location=device)
+        content = weights(folder, "text", device)
         self.network = TextEncoder(**content["config"]).to(device).eval().requires_grad_(False)
         self.network.load_state_dict(content["average"])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -123,13 +124,15 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, steps=12_000, batch=16, rate=1e-3)
-    parser.add_argument("--autoencoder", type=Path, required=True, help="folder of train_autoencoder.py")
-    parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py")
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, help="folder of train_autoencoder.py, or of exported weights"
+    )
+    parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py, or of exported weights")
     parser.add_argument("--concepts", type=Path, help="list of names to train on; every picture without it")
     parser.add_argument("--width", type=int, default=96, help="at the latent's size")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
-    parser.add_argument("--start", type=Path, help="checkpoint whose averaged weights to start from")
+    parser.add_argument("--start", type=Path, help="checkpoint, or folder of exported weights, to start from")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped to the empty one")
     parser.add_argument("--decay", type=float, default=0.35, help="last share of the training, in which the rate falls")
     parser.add_argument("--sheet-minutes", type=float, default=12, help="minutes between sample sheets and checkpoints")
@@ -144,7 +147,7 @@ def main() -> None:
     pictures, captions = load_pictures(arguments.data)
     concepts = read_concepts(arguments.concepts, {one["label"] for one in captions})
     kept = [index for index, one in enumerate(captions) if one["label"] in concepts]
-    content = torch.load(arguments.autoencoder / "autoencoder.pt", weights_only=True, map_location=device)
+    content = weights(arguments.autoencoder, "autoencoder", device)
     autoencoder = Autoencoder(**content["config"]).to(device).eval().requires_grad_(False)
     autoencoder.load_state_dict(content["average"])
     parts = [kept[first : first + 64] for first in range(0, len(kept), 64)]
@@ -171,7 +174,7 @@ def main() -> None:
     }
     path = arguments.out / "denoiser.pt"
     done = torch.load(path, weights_only=True, map_location=device) if arguments.resume else None
-    start = torch.load(arguments.start, weights_only=True, map_location=device) if arguments.start else None
+    start = weights(arguments.start, "denoiser", device) if arguments.start else None
     config = (done or start or {"config": config})["config"]
     model = UNet(**config)
     if done is None and start is None:
