@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -351,3 +352,19 @@ def test_names_that_hold_both_are_read_as_a_pair(name: str, pair: tuple[str, str
 def test_what_is_no_pair_is_unknown_as_a_whole(name: str) -> None:
     with pytest.raises(sdkit.UnknownComponent, match="no scheduler"):
         REGISTRY.pair(name)
+
+
+@pytest.mark.parametrize("text", ["dpmpp-2m", "unipc(order=3)", "sa-solver", "dpmpp-3m-sde", "plms", "restart"])
+def test_one_object_serves_eight_threads_bit_for_bit(text: str) -> None:
+    scheduler, data = make(text), Mixture()
+    grids = [Karras()(SD, 5 + n % 4) for n in range(100)]
+
+    def one(n: int) -> Tensor:
+        noise = AddressedNoise((n,))
+        x = data.start(grids[n][0], noise.initial(torch.empty(1, 2, 4, dtype=torch.float64)))
+        return run(scheduler, data, x, grids[n], noise)
+
+    alone = [one(n) for n in range(100)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(one, range(100)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
