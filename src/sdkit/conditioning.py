@@ -31,7 +31,9 @@ def map_tensors(function: Callable[..., Tensor], first: T, *rest: T) -> T:
     """
     trees = (first, *rest)
     if any(type(tree) is not type(first) for tree in trees):
-        raise InvalidRequest(f"Conditionings of different kinds cannot be joined: {_kinds(trees)}.")
+        raise InvalidRequest(
+            f"Conditionings of different kinds cannot be joined: {', '.join(type(t).__name__ for t in trees)}."
+        )
     if isinstance(first, Tensor):
         return cast(T, function(*trees))
     if isinstance(first, Mapping):
@@ -70,10 +72,6 @@ def map_tensors(function: Callable[..., Tensor], first: T, *rest: T) -> T:
     if any(tree != first for tree in rest):
         raise InvalidRequest(f"Conditionings with different plain values cannot be joined: {trees!r}.")
     return first
-
-
-def _kinds(trees: tuple[object, ...]) -> str:
-    return ", ".join(type(tree).__name__ for tree in trees)
 
 
 def concatenate(*trees: T) -> T:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from sdkit.conditioning import concatenate, take
 from sdkit.errors import ParameterError
 from sdkit.levels import Level
-from sdkit.protocols import Denoiser, Encoder, NoiseSchedule
+from sdkit.protocols import MAX_GUIDANCE, Denoiser, Encoder, NoiseSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Conditions", "Guided", "Inpainted", "condition", "guided"]
 
 C = TypeVar("C")
-
-MAX_SCALE = 1e6
-"""Beyond this, float32 latents hold nothing but the difference of the two predictions."""
 
 
 @frozen(eq=False)
@@ -46,8 +43,8 @@ class Guided(Generic[C]):
     interval: tuple[float, float] | None = field(default=None, converter=_interval)
 
     def __attrs_post_init__(self) -> None:
-        if not abs(self.scale) <= MAX_SCALE:
-            raise ParameterError(f"The guidance scale must be a number up to {MAX_SCALE:g}, not {self.scale}.")
+        if not abs(self.scale) <= MAX_GUIDANCE:
+            raise ParameterError(f"The guidance scale must be a number up to {MAX_GUIDANCE:g}, not {self.scale}.")
         if not 0 <= self.rescale <= 1:
             raise ParameterError(f"Guidance rescale must lie between 0 (off) and 1, not {self.rescale}.")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from sdkit.errors import NoiseError
 from sdkit.levels import Grid, Level
+from sdkit.protocols import MAX_SEED
 
 __all__ = ["AddressedNoise", "NoNoise", "NoiseSource", "TorchNoise"]
-
-MAX_SEED = 2**64 - 1
 
 
 def _seed_tuple(seeds: object) -> tuple[int, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 import attrs
 import torch
@@ -144,6 +144,9 @@ class ResultEvent:
     result: Result
 
 
+Events: TypeAlias = Generator[StepEvent | ResultEvent, None, None]
+
+
 @frozen(eq=False)
 class Pipeline(Generic[P, C, O]):
     """The four slots, and which levels to visit. Frozen: one pipeline serves any number of threads.
@@ -175,13 +178,11 @@ class Pipeline(Generic[P, C, O]):
             InvalidRequest: it cannot be carried out; nothing was computed.
             NonFiniteError: NaN or infinity came out of a part.
         """
-        for event in self.stream(request):
-            last = event  # one at a time: a list of them would keep the latents of every step
+        for event in self._run(self.plan(request), None, keep=lambda value: value):
+            last = event  # one at a time, and without the copies that a caller's events need
         return cast(ResultEvent, last).result
 
-    def stream(
-        self, request: Request, *, resume: StepEvent | None = None
-    ) -> Generator[StepEvent | ResultEvent, None, None]:
+    def stream(self, request: Request, *, resume: StepEvent | None = None) -> Events:
         """Make the pictures of a request, one event per step, the result last.
 
         To cancel, stop iterating and drop the iterator, or ``close()`` it (``contextlib.closing`` does): modifiers are
@@ -192,9 +193,9 @@ class Pipeline(Generic[P, C, O]):
             resume: An event of an earlier run of the same request: the run goes on after that step, and ends in the
                 same bits as if it had never stopped.
         """
-        return self._run(self.plan(request), resume)
+        return self._run(self.plan(request), resume, keep=copy.deepcopy)
 
-    def _run(self, plan: Plan, resume: StepEvent | None) -> Generator[StepEvent | ResultEvent, None, None]:
+    def _run(self, plan: Plan, resume: StepEvent | None, *, keep: Callable[[Any], Any]) -> Events:
         request, grid, began = plan.request, plan.grid, time.perf_counter()
         done = _done(plan, resume)
         calls = resume.evaluations if resume else 0
@@ -244,11 +245,11 @@ class Pipeline(Generic[P, C, O]):
                     index=i,
                     steps=len(grid) - 1,
                     level=grid[i],
-                    x=x.clone(),
-                    denoised=step.denoised.clone(),
+                    x=keep(x),
+                    denoised=keep(step.denoised),
                     evaluations=calls,
                     elapsed=time.perf_counter() - began,
-                    state=copy.deepcopy(step.state),
+                    state=keep(step.state),
                 )
             check.settle()
             with torch.no_grad(), _slot("decoder"):

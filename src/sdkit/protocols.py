@@ -37,6 +37,11 @@ __all__ = [
     "Traits",
 ]
 
+MAX_SEED = 2**64 - 1
+"""Seeds are whole numbers from 0 to this: 64 bits."""
+MAX_GUIDANCE = 1e6
+"""Beyond this scale, float32 latents hold nothing but the difference of the two predictions."""
+
 P = TypeVar("P")
 C = TypeVar("C")
 O = TypeVar("O")  # noqa: E741 - the letter of the architecture: what a decoder puts out

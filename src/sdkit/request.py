@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import field, frozen
 
 from sdkit.errors import FileError, InvalidRequest
+from sdkit.protocols import MAX_GUIDANCE, MAX_SEED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Picture", "Request"]
 
-MAX_SEED = 2**64 - 1
 MAX_SIDE = 2**15
-MAX_GUIDANCE = 1e6
 
 
 @frozen

@@ -37,16 +37,34 @@ def _inside(start: Level, stop: Level, share: float) -> Level:
     return between(start, stop, start.log_snr + share * step_size(start, stop))
 
 
-def _second_order(
-    denoise: Denoise, x: Tensor, denoised: Tensor, start: Level, stop: Level, middle: Level, share: float
-) -> Tensor:
-    """DPM-Solver++(2S): ``D`` at ``middle`` (at ``share`` of the step) through Euler, weighed ``1 / (2 share)``."""
-    h = step_size(start, stop)
-    inner = exponential_step(x, start, middle, 0.0, [(exponential_integral(0, share * h), denoised)])
-    again = denoise(inner, middle)
-    whole = exponential_integral(0, h)
-    slope = whole / (2 * share)
-    return exponential_step(x, start, stop, 0.0, [(whole - slope, denoised), (slope, again)])
+def _halfway(denoise: Denoise, x: Tensor, denoised: Tensor, start: Level, stop: Level) -> Tensor:
+    """DPM-Solver++(2S): the whole step of the data form with ``D`` from half way, reached by Euler."""
+    h, middle = step_size(start, stop), _inside(start, stop, 0.5)
+    inner = exponential_step(x, start, middle, 0.0, [(exponential_integral(0, h / 2), denoised)])
+    return exponential_step(x, start, stop, 0.0, [(exponential_integral(0, h), denoise(inner, middle))])
+
+
+def _two_stage_ancestral(
+    inner: Callable[[Denoise, Tensor, Tensor, Level, Level], Tensor],
+    denoise: Denoise,
+    x: Tensor,
+    start: Level,
+    stop: Level,
+    eta: float,
+    s_noise: float,
+    noise: Noise,
+) -> Step[None]:
+    """Two stages to the lower noise of an ancestral step, then fresh noise; Euler where ``h`` is infinite."""
+    denoised = denoise(x, start)
+    down, up = ancestral(start, stop, eta)
+    lower = Level(stop.t, stop.alpha, down, interpolated=True) if up else stop
+    if math.isinf(step_size(start, lower)):
+        moved = toward(x, denoised, start, lower)
+    else:
+        moved = inner(denoise, x, denoised, start, lower)
+    if up and s_noise:
+        moved = moved.add_(noise(x, start, stop), alpha=up * s_noise)
+    return Step(moved, denoised, None)
 
 
 @frozen
@@ -83,8 +101,7 @@ class DpmSinglestep:
         if math.isinf(h):
             return Step(toward(x, denoised, start, stop), denoised, None)
         if self.order == 2:
-            middle = _inside(start, stop, 0.5)
-            return Step(_second_order(denoise, x, denoised, start, stop, middle, 0.5), denoised, None)
+            return Step(_halfway(denoise, x, denoised, start, stop), denoised, None)
         first, second = 1 / 3, 2 / 3
         levels = _inside(start, stop, first), _inside(start, stop, second)
         inner = exponential_step(x, start, levels[0], 0.0, [(exponential_integral(0, first * h), denoised)])
@@ -127,16 +144,7 @@ class DpmPP2SAncestral:
 
     def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
-        denoised = denoise(x, start)
-        down, up = ancestral(start, stop, self.eta)
-        lower = Level(stop.t, stop.alpha, down, interpolated=True) if up else stop
-        if math.isinf(step_size(start, lower)):
-            moved = toward(x, denoised, start, lower)
-        else:
-            moved = _second_order(denoise, x, denoised, start, lower, _inside(start, lower, 0.5), 0.5)
-        if up and self.s_noise:
-            moved = moved.add_(noise(x, start, stop), alpha=up * self.s_noise)
-        return Step(moved, denoised, None)
+        return _two_stage_ancestral(_halfway, denoise, x, start, stop, self.eta, self.s_noise, noise)
 
 
 @frozen
@@ -378,13 +386,4 @@ class Dpm2Ancestral:
 
     def step(self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: None, noise: Noise, /) -> Step[None]:
         """Two evaluations, one on steps to clean and from no signal."""
-        denoised = denoise(x, start)
-        down, up = ancestral(start, stop, self.eta)
-        lower = Level(stop.t, stop.alpha, down, interpolated=True) if up else stop
-        if math.isinf(step_size(start, lower)):
-            moved = toward(x, denoised, start, lower)
-        else:
-            moved = _midpoint(denoise, x, denoised, start, lower)
-        if up and self.s_noise:
-            moved = moved.add_(noise(x, start, stop), alpha=up * self.s_noise)
-        return Step(moved, denoised, None)
+        return _two_stage_ancestral(_midpoint, denoise, x, start, stop, self.eta, self.s_noise, noise)
