@@ -31,13 +31,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("manifest",),
     ("pipelines",),
     ("loading",),
-    ("testing.problems", "testing.rules", "testing.pytest_plugin"),
+    ("interop", "testing.problems", "testing.rules", "testing.pytest_plugin"),
     ("testing.strategies",),
     ("testing.schedulers", "testing.others", "testing.conformance"),
     ("testing",),
     ("cli.generate", "cli.listing", "cli.conform", "cli.new_plugin", "cli.app"),
     ("cli",),
 )
+# Rooms on the top floor, counted apart: nothing that makes a picture imports them (decision 0010).
+ROOMS_APART = ("cli", "testing", "interop")
 # What the core may import besides the standard library.
 TESTING = {"hypothesis", "pytest"}  # what the kit may import besides
 ALLOWED = {"torch", "attrs", "cattrs", "pluggy", "safetensors", "numpy", "PIL", "click"}
@@ -133,7 +135,7 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_the_core_stays_small() -> None:
-    counted = [lines_of_code(path) for name, path in modules().items() if not name.startswith(("cli", "testing"))]
+    counted = [lines_of_code(path) for name, path in modules().items() if not name.startswith(ROOMS_APART)]
     assert sum(counted) <= 2500
 
 
