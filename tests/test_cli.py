@@ -121,6 +121,15 @@ def test_rerun_makes_the_same_pixels(run: object) -> None:
         assert a.tobytes() == b.tobytes()
 
 
+def test_noise_is_an_option_and_rerun_follows_it(run: object) -> None:
+    assert generate(run, "--out", "fox.png", "--seed", "3", "--scheduler", "ddim(eta=1)", "--noise", "torch").code == 0
+    assert sdkit.read_manifest("fox.png").noise == "torch"
+    assert run("rerun", "fox.png").err == "same pixels\n"  # type: ignore[operator]
+    refused = generate(run, "--noise", "tourch")
+    assert refused.code == 2
+    assert "no noise 'tourch'; did you mean torch" in refused.err
+
+
 def test_rerun_of_another_picture_says_so(run: object) -> None:
     Image.new("RGB", (8, 8)).save("plain.png")
     outcome = run("rerun", "plain.png")  # type: ignore[operator]

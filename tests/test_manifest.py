@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sdkit
-from sdkit import FileError, Level, Manifest, ManifestError, Request, read_manifest
+from sdkit import FileError, Level, Manifest, ManifestError, Request, UnknownComponent, read_manifest
 from sdkit.manifest import parameters_text, write_png
 from tests.toys import toy_model
 
@@ -317,10 +317,12 @@ def test_a_manifest_points_at_an_image_it_has() -> None:
 def test_rerun_follows_no_path_and_no_unknown_noise(tmp_path: Path) -> None:
     made = sdkit.pipeline(toy_model())(Request("x"))
     file = tmp_path / "a.png"
-    for fields, message in (({"model": "/etc/passwd"}, "not registered"), ({"noise": "torch"}, "noise 'torch'")):
-        write_png(file, made.images[0], attrs.evolve(made.manifest, **fields))
-        with pytest.raises(ManifestError, match=message):
-            sdkit.rerun(file)
+    write_png(file, made.images[0], attrs.evolve(made.manifest, model="/etc/passwd"))
+    with pytest.raises(ManifestError, match="not registered"):
+        sdkit.rerun(file)
+    write_png(file, made.images[0], attrs.evolve(made.manifest, noise="addressed-2"))
+    with pytest.raises(UnknownComponent, match="no noise 'addressed-2'; did you mean addressed-1"):
+        sdkit.rerun(file, model=toy_model())
 
 
 def test_rerun_refuses_levels_that_are_not_those_of_the_file(tmp_path: Path) -> None:

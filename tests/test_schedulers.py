@@ -251,13 +251,13 @@ def test_evaluations_are_as_declared_and_as_counted_beforehand(scheduler: AnySch
     for _ in solve(scheduler, counting, x, grid, addressed(x)):
         assert 1 <= len(counting.levels) - before <= most
         before = len(counting.levels)
-    assert evaluations(scheduler, grid, x) == len(counting.levels)
+    assert evaluations(scheduler, grid, x, addressed(x)) == len(counting.levels)
     assert max(level.log_snr for level in counting.levels) < math.inf
 
 
 @pytest.mark.parametrize(("name", "calls"), [("euler", 9), ("ddim", 9), ("dpmpp-2m", 9), ("heun", 17)])
 def test_calls_of_nine_steps(name: str, calls: int) -> None:
-    assert evaluations(ALL[name], GRIDS["sd-uniform"], torch.zeros(1)) == calls
+    assert evaluations(ALL[name], GRIDS["sd-uniform"], torch.zeros(1), NoNoise()) == calls
 
 
 def test_heun_looks_at_both_ends() -> None:
@@ -270,9 +270,9 @@ def test_evaluations_of_a_solver_with_its_own_step_control_are_unknown() -> None
     class Adaptive(Ddim):
         @property
         def traits(self) -> Any:
-            return type(super().traits)(1, None, False, True, None)
+            return type(super().traits)(1, None, False, True, None, adaptive=True)
 
-    assert evaluations(Adaptive(), GRIDS["flow"], torch.zeros(1)) is None
+    assert evaluations(Adaptive(), GRIDS["flow"], torch.zeros(1), NoNoise()) is None
 
 
 # Batches.

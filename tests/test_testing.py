@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 import sdkit
-from sdkit import registry, testing
+from sdkit import AddressedNoise, Grid, Level, registry, testing
 from sdkit.cli import main
+from sdkit.noise import Addressed
 from sdkit.plugins import Entry
 from sdkit.testing import NonConformance, Skip, apply, catalogue
 from tests.mutants.schedulers import MUTANTS
@@ -53,8 +55,8 @@ def test_first_party_schedulers_conform(name: str) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("kind", ["spacing", "schedule", "parametrization"])
-def test_first_party_spacings_schedules_and_parametrizations_conform(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["spacing", "schedule", "parametrization", "noise"])
+def test_first_party_spacings_schedules_parametrizations_and_noise_conform(kind: str) -> None:
     for entry in entries(kind):
         if entry.component.name == "table":
             continue
@@ -122,6 +124,10 @@ class TestToyDecoder(testing.DecoderConformance):
     decoder = ToyAutoencoder()
 
 
+class TestAddressedNoise(testing.NoiseConformance):
+    noise = Addressed()
+
+
 class TestCoreEuler(testing.PluginConformance):
     plugin = next(e for e in registry().entries("scheduler") if e.full_name == "core:euler")
 
@@ -140,6 +146,13 @@ class Repeats:
 class StartsLate:
     def __call__(self, schedule: sdkit.NoiseSchedule, steps: int, /) -> sdkit.Grid:
         return sdkit.Karras()(schedule, steps + 1)[1:]
+
+
+class NearlyClean:
+    starts_noisiest = False
+
+    def __call__(self, schedule: sdkit.NoiseSchedule, steps: int, /) -> sdkit.Grid:
+        return (*sdkit.Karras()(schedule, 40 * steps)[-steps - 1 :],)
 
 
 class Forgetful:
@@ -196,6 +209,58 @@ class Mirrored(ToyAutoencoder):
         return 1 - super().encode(images)
 
 
+class WrongNoise:
+    """Addressed noise with one thing changed."""
+
+    def __init__(self, change: Callable[[Tensor, Grid, Level | None], Tensor]) -> None:
+        self.change = change
+
+    def __call__(self, seeds: tuple[int, ...], grid: Grid, /) -> Any:
+        return WrongSource(AddressedNoise(seeds), grid, self.change)
+
+
+class WrongSource:
+    def __init__(
+        self, right: AddressedNoise, grid: Grid, change: Callable[[Tensor, Grid, Level | None], Tensor]
+    ) -> None:
+        self.right, self.grid, self.change = right, grid, change
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        return self.change(self.right.initial(like), self.grid, None)
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
+        return self.change(self.right(like, start, stop), self.grid, start)
+
+
+class InOrder:
+    """Draws from one generator, one draw after the other, as most tools do."""
+
+    def __init__(self, seeds: tuple[int, ...], grid: Grid, /) -> None:
+        self.generator = torch.Generator().manual_seed(seeds[0])
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
+        return self.initial(like)
+
+
+class SameInAllSteps:
+    def __init__(self, seeds: tuple[int, ...], grid: Grid, /) -> None:
+        self.right, self.grid = AddressedNoise(seeds), grid
+
+    def initial(self, like: Tensor, /) -> Tensor:
+        return self.right.initial(like)
+
+    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
+        return self.right(like, self.grid[0], self.grid[1])
+
+
+def seeded_globally(noise: Tensor, grid: Grid, start: Level | None) -> Tensor:
+    torch.manual_seed(int(torch.initial_seed()) + 1)
+    return noise
+
+
 @pytest.mark.parametrize(
     ("subject", "part", "expected"),
     [
@@ -212,6 +277,15 @@ class Mirrored(ToyAutoencoder):
         ("decoder", OverTheBatch(), "items_of_a_batch"),
         ("decoder", Writing(), "deterministic"),
         ("decoder", Mirrored(), "round_trip"),
+        ("spacing", NearlyClean(), "ends"),
+        ("noise", WrongNoise(lambda noise, grid, start: noise.float()), "output"),
+        ("noise", InOrder, "purity"),
+        ("noise", WrongNoise(lambda noise, grid, start: noise - noise.mean(0) / 9), "items_of_a_batch"),
+        ("noise", WrongNoise(lambda noise, grid, start: noise * (1 if start else len(grid))), "start"),
+        ("noise", WrongNoise(lambda noise, grid, start: noise * 1.1), "distribution"),
+        ("noise", SameInAllSteps, "distribution"),
+        ("noise", WrongNoise(lambda noise, grid, start: noise.abs()), "distribution"),
+        ("noise", WrongNoise(seeded_globally), "global_state"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
 )
@@ -280,7 +354,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out = run_cli(capsys, "ddim(eta=1)", "karras", "--examples", "5", "--html", str(tmp_path / "a.html"))
     assert code == 0
-    assert re.search(r"scheduler +ddim\(eta=1\) +[.-]+ +\d+\.\d s  weak order 0\.99", out)
+    assert re.search(r"scheduler +ddim\(eta=1\) +[.-]+ +\d+\.\d s  weak order 0\.98", out)
     assert "spacing" in out
     assert out.strip().endswith("0 broken")
     page = (tmp_path / "a.html").read_text()
@@ -315,6 +389,30 @@ class BadPlugin:
 
 def bad_one() -> Any:
     return MUTANTS["one_level_late"][0]
+
+
+def test_the_command_tries_how_plugins_are_packaged(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run_cli(capsys, "core:", "--kind", "plugin", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert {row["name"] for row in rows} == {e.full_name for e in registry().entries() if e.plugin == "core"}
+    spelled = {row["name"]: row["detail"] for row in rows if row["rule_name"] == "spelling" and row["state"] == "pass"}
+    assert spelled["core:ddim"] == "ddim"
+    assert spelled["core:addressed-1"] == "addressed-1"
+    code, out = run_cli(capsys, "karras", "--kind", "plugin")
+    assert (code, out.strip().splitlines()[-1]) == (0, "4 rules tried, 0 broken")
+    assert run_cli(capsys, "nothing", "--kind", "plugin")[0] == 2
+
+
+def test_what_cannot_be_written_as_text_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = sdkit.Registry.of({"bad": BadPlugin()})
+    monkeypatch.setattr(sdkit.Registry, "discover", classmethod(lambda cls, environ=None: made))
+    registry.cache_clear()
+    try:
+        with pytest.raises(NonConformance, match="its Mutant cannot be written as text"):
+            apply(RULES["plugin", "spelling"], made.find("scheduler", "bad-one"))
+    finally:
+        registry.cache_clear()
 
 
 def test_the_command_prints_the_rules(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ TITLES = {
     "schedule": "Noise schedules",
     "parametrization": "Parametrizations",
     "decoder": "Decoders",
+    "noise": "Noise",
+    "adapter": "Adapters",
     "plugin": "Plugins",
 }
 

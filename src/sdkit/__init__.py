@@ -9,18 +9,28 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 _MODULES = {
-    "conditioning": "concatenate",
+    "conditioning": "concatenate map_tensors take",
     "denoiser": "NetworkDenoiser",
     "errors": (
         "AmbiguousComponent ContractError FileError GridError InvalidRequest LevelError ManifestError NoiseError "
         "NonFiniteError ParameterError PluginError SdkitError UnknownComponent"
     ),
+    "frames.clip": "Clip ClipManifest PingPong animate",
+    "frames.curves": "Curve",
+    "frames.frame": (
+        "Burst Capability Frame FrameFilter FrameGenerator FrameInfo FrameJob FramePlan FrameSink ImageSource Shot "
+        "SinkWriter"
+    ),
+    "frames.source": "image_source lerp slerp",
+    "frames.time": "Loop Timeline check_frame_rule",
+    "frames.tracks": "Keyframe Mix PromptTrack between_keys",
     "guidance": "Conditions Guided Inpainted guided",
     "levels": "Grid Level between check_grid",
     "loading": "load pipeline rerun",
     "manifest": "Manifest read_manifest",
-    "model": "LatentSpec Licence Model ModelSpec",
-    "noise": "AddressedNoise NoNoise NoiseSource TorchNoise",
+    "model": "LatentSpec Licence Model ModelSpec Term",
+    "interop.torchnoise": "TorchNoise",
+    "noise": "AddressedNoise NoNoise NoiseMaker NoiseSource",
     "parametrizations": "Edm Epsilon Flow Sample Velocity",
     "pipelines": "Pipeline Plan Result ResultEvent StepEvent",
     "plugins": "Component Registry hookimpl registry",

@@ -8,8 +8,8 @@ from attrs import field, frozen
 
 from sdkit.conditioning import concatenate, take
 from sdkit.errors import ParameterError
-from sdkit.levels import Level
-from sdkit.protocols import MAX_GUIDANCE, Denoiser, Encoder, NoiseSchedule
+from sdkit.levels import Grid, Level
+from sdkit.protocols import MAX_GUIDANCE, Denoiser, NoiseSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +48,7 @@ class Guided(Generic[C]):
         if not 0 <= self.rescale <= 1:
             raise ParameterError(f"Guidance rescale must lie between 0 (off) and 1, not {self.rescale}.")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
-            raise ParameterError(
-                f"A guidance interval is (low, high) in sigma / alpha with 0 <= low < high, not {self.interval}."
-            )
+            raise ParameterError(f"A guidance interval needs 0 <= low < high in sigma / alpha, not {self.interval}.")
 
     @property
     def takes_negative(self) -> bool:
@@ -72,8 +70,8 @@ class Guided(Generic[C]):
         """The guided prediction; both conditionings go through the denoiser as one batch of twice the size."""
         if not self.acts(level):
             return self.denoiser(x, level, cond.positive)
-        both = self.denoiser(x.repeat(2, *[1] * (x.ndim - 1)), level, concatenate(cond.positive, cond.negative))
-        positive, negative = both.chunk(2)
+        # a denoiser may answer both at once in a way of its own: see `pair` in the docstring of `guided`
+        positive, negative = getattr(self.denoiser, "pair", self._pair)(x, level, cond)
         result = negative.lerp(positive, self.scale)
         if self.rescale > 0:
             axes = tuple(range(1, x.ndim))
@@ -81,6 +79,10 @@ class Guided(Generic[C]):
             ratio = wanted / result.std(dim=axes, keepdim=True, correction=0).clamp_min(1e-12)
             result = result * (ratio * self.rescale + (1 - self.rescale))
         return result
+
+    def _pair(self, x: Tensor, level: Level, cond: Conditions[C]) -> Sequence[Tensor]:
+        both = self.denoiser(x.repeat(2, *[1] * (x.ndim - 1)), level, concatenate(cond.positive, cond.negative))
+        return both.chunk(2)
 
 
 def guided(
@@ -100,28 +102,34 @@ def guided(
         interval: ``(low, high)`` in ``sigma / alpha``: guidance acts only there (Kynkaanniemi et al. 2024,
             https://arxiv.org/abs/2404.07724).
 
+    A denoiser with a method ``pair(x, level, conditions) -> (positive, negative)`` is asked that way for what to move
+    toward and what to move away from: where the one depends on the other, as in prompts joined by AND.
+
     Source: Ho and Salimans 2022, https://arxiv.org/abs/2207.12598.
 
     Raises:
         ParameterError: a value is out of range.
     """
-    inner: Denoiser[C] = denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
-    return Guided(inner, scale, rescale, interval)
+    return Guided(denoiser.denoiser if isinstance(denoiser, Guided) else denoiser, scale, rescale, interval)
 
 
 def condition(
-    encoder: Encoder[Any, Any], denoiser: Denoiser[Any], prompts: Sequence[Any], negatives: Sequence[Any]
+    encoder: Any, denoiser: Denoiser[Any], prompts: Sequence[Any], negatives: Sequence[Any], grid: Grid = ()
 ) -> Any:
     """What ``denoiser`` is conditioned on: `Conditions` if it is guided, else the encoded prompts alone.
 
-    A prompt that stands several times is encoded once; all images of it then have the very same numbers.
+    A prompt that stands several times is encoded once; all images of it then have the very same numbers. An encoder
+    with a true ``per_image`` (an adapter at another strength for each image) is asked for every image instead.
+    An encoder that depends on the way has ``along(grid) -> Encoder``, which is called first.
     """
+    encoder = encoder.along(grid) if hasattr(encoder, "along") else encoder
     pair = bool(getattr(denoiser, "takes_negative", False))
-    distinct = list(dict.fromkeys([*prompts, *negatives] if pair else prompts))
+    texts = [*prompts, *negatives] if pair else list(prompts)
+    distinct = texts if getattr(encoder, "per_image", False) else list(dict.fromkeys(texts))
     encoded = encoder(distinct)
-    rows = {prompt: row for row, prompt in enumerate(distinct)}
-    positive = take(encoded, [rows[prompt] for prompt in prompts])
-    return Conditions(positive, take(encoded, [rows[prompt] for prompt in negatives])) if pair else positive
+    rows = range(len(texts)) if distinct is texts else [distinct.index(text) for text in texts]
+    positive = take(encoded, list(rows[: len(prompts)]))
+    return Conditions(positive, take(encoded, list(rows[len(prompts) :]))) if pair else positive
 
 
 @frozen(eq=False)
@@ -153,5 +161,4 @@ class Inpainted(Generic[C]):
 
     def __call__(self, x: Tensor, level: Level, cond: C, /) -> Tensor:
         """The prediction, with what is known put in."""
-        painted = self.denoiser(x, level, cond)
-        return self.known + (painted - self.known) * self.mask
+        return self.known + (self.denoiser(x, level, cond) - self.known) * self.mask

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from sdkit.errors import (
 )
 from sdkit.levels import Grid
 from sdkit.manifest import Manifest, read_manifest
-from sdkit.model import Model
+from sdkit.model import Licence, Model
+from sdkit.noise import NoiseMaker
 from sdkit.pipelines import Pipeline, Result, pixels_sha256
 from sdkit.plugins import registry
 from sdkit.plugins.component import describe
@@ -43,6 +46,8 @@ def load(reference: str | os.PathLike[str], *, device: str = "cpu", **options: A
         FileError: the file exists and no installed model family recognises it.
         InvalidRequest: the device does not exist.
         PluginError: the plugin behind it cannot be loaded.
+
+    What a licence restricts, or that it is not known, is a warning of the logger ``sdkit``, once in a process.
     """
     _check_device(device)
     if not isinstance(reference, (str, os.PathLike)):
@@ -93,7 +98,15 @@ def _load_path(path: Path, options: dict[str, Any]) -> Model[Any]:
 def _model(made: object, what: str) -> Model[Any]:
     if not isinstance(made, Model):
         raise PluginError(f"{what} gave a {type(made).__name__}, not a sdkit Model.")
+    if made.spec.licence.terms or made.spec.licence.id == "unknown":
+        _tell(made.spec.licence)
     return made
+
+
+@cache
+def _tell(licence: Licence) -> None:
+    """What a person needs to know of terms, once in a process; logged, so that an application can send it elsewhere."""
+    logging.getLogger("sdkit").warning("Licence: %s. %s", licence.name, licence.summary)
 
 
 def _check_device(device: str) -> None:
@@ -112,6 +125,7 @@ def pipeline(
     *,
     scheduler: str | Scheduler[Any] | None = None,
     spacing: str | Spacing | Grid | None = None,
+    noise: str | NoiseMaker = "addressed",
 ) -> Pipeline[str, Any, Any]:
     """A pipeline of a model's own parts.
 
@@ -120,13 +134,14 @@ def pipeline(
         scheduler: A name, parameters may follow (``"ddim(eta=0.5)"``), a spacing too (``"DPM++ 2M Karras"``), or a
             scheduler; default: what the model recommends.
         spacing: A name, a spacing, or a grid used verbatim; default: what the model recommends.
+        noise: A name, or what makes the noise of a run from its seeds and grid.
 
     Raises:
         UnknownComponent, ParameterError: a name means nothing, or not with these parameters.
     """
     if not isinstance(model, Model):
         raise InvalidRequest(f"A pipeline is made of a model, not of {model!r}; load it first: sdkit.load(...).")
-    for name, value in (("scheduler", scheduler), ("spacing", spacing)):
+    for name, value in (("scheduler", scheduler), ("spacing", spacing), ("noise", noise)):
         if isinstance(value, type):
             raise ParameterError(
                 f"The {name} {value.__name__} is a class; give one of its objects: {value.__name__}()."
@@ -134,10 +149,7 @@ def pipeline(
     known = registry()
     scheduler = model.spec.scheduler if scheduler is None else scheduler
     if isinstance(scheduler, str):
-        scheduler, implied = known.pair(scheduler)
-        if implied is not None and spacing is not None and spacing != implied:
-            raise ParameterError(f"The scheduler's name says the spacing is {implied}, but {spacing!r} was given too.")
-        spacing = implied or spacing
+        scheduler, spacing = known.pair(scheduler, spacing)
     spacing = model.spec.spacing if spacing is None else spacing
     spacing = tuple(spacing) if isinstance(spacing, list) else spacing
     return Pipeline(
@@ -146,6 +158,7 @@ def pipeline(
         known.make("scheduler", scheduler) if isinstance(scheduler, str) else scheduler,
         model.autoencoder,
         spacing=known.make("spacing", spacing) if isinstance(spacing, str) else spacing,
+        noise=known.make("noise", noise) if isinstance(noise, str) else noise,
         schedule=model.schedule,
         spec=model.spec,
         device=model.device,
@@ -184,8 +197,6 @@ def rerun(path: str | os.PathLike[str], *, model: Model[Any] | None = None, devi
         UnknownComponent: the model or a component it names is not installed.
     """
     manifest = read_manifest(path)
-    if manifest.noise != "addressed-1":
-        raise ManifestError(f"The picture was made with the noise {manifest.noise!r}, which this sdkit does not have.")
     if model is None:
         entries = registry().entries("model")
         if manifest.model not in {name for entry in entries for name in (entry.component.name, entry.full_name)}:
@@ -199,7 +210,7 @@ def rerun(path: str | os.PathLike[str], *, model: Model[Any] | None = None, devi
             f"The picture was made with weights {manifest.model_sha256[:10]}, but the model {model.spec.name!r} has "
             f"{model.spec.sha256[:10]}; install the release that made it, or ask for a new picture instead."
         )
-    request, pipe = manifest.request, pipeline(model)
+    request, pipe = attrs.evolve(manifest.request, noise=manifest.noise), pipeline(model)
     if request.spacing == "grid":
         if request.image is not None:
             raise ManifestError("A picture that started from an image on a grid given by hand cannot be rerun yet.")

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
-from sdkit.levels import Grid, check_grid
+from sdkit.levels import Grid, Level, check_grid
 from sdkit.protocols import Denoise, Noise, Scheduler, Step
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _walk(
         yield step
 
 
-def evaluations(scheduler: Scheduler[S], grid: Grid, like: Tensor) -> int | None:
+def evaluations(scheduler: Scheduler[S], grid: Grid, like: Tensor, noise: Noise) -> int | None:
     """How many times ``scheduler`` will call the denoiser on ``grid``; None if that depends on the picture.
 
     A pure scheduler can simply be run on a tiny tensor: that costs microseconds per step and counts exactly, whatever
@@ -71,19 +71,16 @@ def evaluations(scheduler: Scheduler[S], grid: Grid, like: Tensor) -> int | None
         scheduler: The solver.
         grid: The levels of the run.
         like: A small tensor in the form of a latent, to run it on.
+        noise: That of the run: a source that cannot give what the scheduler will ask for says so here.
     """
-    if scheduler.traits.evaluations is None:
+    if scheduler.traits.adaptive:
         return None
-    calls = 0
+    calls: list[Level] = []
 
-    def denoise(x: Tensor, level: object) -> Tensor:
-        nonlocal calls
-        calls += 1
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        calls.append(level)
         return x
 
-    def zero(like: Tensor, start: object, stop: object) -> Tensor:
-        return like * 0
-
-    for _ in solve(scheduler, denoise, like, grid, zero):
+    for _ in solve(scheduler, denoise, like, grid, noise):
         pass
-    return calls
+    return len(calls)

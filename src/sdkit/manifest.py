@@ -47,7 +47,7 @@ class Manifest:
         model: Name of the model.
         model_sha256: Hash of its weights, empty if not known.
         licence: Identifier of the model's licence.
-        noise: Source of the noise.
+        noise: Source of the noise, by the name that says which numbers it draws.
         evaluations: Denoiser calls made.
         device: Kind of device it ran on.
         versions: Versions of the packages that matter for the numbers.
@@ -101,22 +101,17 @@ class Manifest:
         return from_json(text, cls)
 
 
-# Names other tools print for the core's samplers and spacings (scheduler-names: A1111 1.9 and later).
-_A1111_SAMPLERS = {"euler": "Euler", "heun": "Heun", "dpmpp-2m": "DPM++ 2M", "ddim": "DDIM"}
-_A1111_SCHEDULES = {"uniform": "Uniform", "trailing": "Simple", "karras": "Karras", "uniform-log-snr": "Exponential"}
-
-
 def parameters_text(manifest: Manifest) -> str:
     """The ``parameters`` text other tools read: prompt, negative prompt, then one line of ``Key: value``."""
     request = manifest.request
     sampler, options = _parsed(request.scheduler)
     spacing, _ = _parsed(request.spacing)
-    label = "Euler a" if sampler == "ddim" and options.get("eta") == 1 else _A1111_SAMPLERS.get(sampler, sampler)
+    label = "Euler a" if sampler == "ddim" and options.get("eta") == 1 else _label("scheduler", sampler)
     width, height = request.size or (0, 0)
     pairs: list[tuple[str, object]] = [
         ("Steps", request.steps),
         ("Sampler", label),
-        ("Schedule type", _A1111_SCHEDULES.get(spacing, spacing)),
+        ("Schedule type", _label("spacing", spacing)),
         ("CFG scale", 1 if request.guidance is None else f"{request.guidance:g}"),
         ("Seed", request.seeds[manifest.index]),
         ("Size", f"{width}x{height}"),
@@ -134,6 +129,15 @@ def parameters_text(manifest: Manifest) -> str:
         lines.append(f"Negative prompt: {request.negative}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs))
     return "\n".join(lines)
+
+
+def _label(kind: str, name: str) -> str:
+    """What A1111 (1.9 and later) prints for it, if it has it."""
+    try:
+        known = registry().find(kind, name).component.known_as
+    except SdkitError:
+        return name
+    return next((label for tool, _, label, _ in known if tool == "a1111"), name)
 
 
 def _parsed(text: str | None) -> tuple[str, dict[str, Any]]:
@@ -228,8 +232,7 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that matter for the numbers: sdkit's own, its plugins', torch and numpy."""
     from importlib.metadata import PackageNotFoundError, version
 
-    plugins = {p.distribution: p.version for p in registry().plugins if p.ok and p.distribution and p.version}
-    found = dict(sorted(plugins.items()))
+    found = {p.distribution: p.version for p in registry().plugins if p.ok and p.distribution and p.version}
     for package in ("sdkit-core", "torch", "numpy"):
         try:
             found[package] = version(package)

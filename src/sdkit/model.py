@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import field, frozen
@@ -14,9 +13,24 @@ from sdkit.protocols import Autoencoder, Denoiser, Encoder, NoiseSchedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["UNKNOWN_LICENCE", "LatentSpec", "Licence", "Model", "ModelSpec"]
+__all__ = ["UNKNOWN_LICENCE", "LatentSpec", "Licence", "Model", "ModelSpec", "Term"]
 
 C = TypeVar("C")
+
+
+@frozen
+class Term:
+    """One term of a licence, as data.
+
+    Attributes:
+        kind: What it is about, for example ``"revenue-ceiling"``; `sdkit licence` knows a list of them.
+        clause: The sentence a person needs about it.
+        limit: Its number, where it has one.
+    """
+
+    kind: str
+    clause: str
+    limit: float | None = None
 
 
 @frozen
@@ -30,6 +44,7 @@ class Licence:
         url: Where the text is.
         duties: What a user must do, one sentence each.
         attribution: Whom to name, one line each.
+        terms: What it restricts, as data; a licence without any restricts nothing that is known.
     """
 
     id: str
@@ -38,6 +53,7 @@ class Licence:
     url: str = ""
     duties: tuple[str, ...] = ()
     attribution: tuple[str, ...] = ()
+    terms: tuple[Term, ...] = ()
 
 
 UNKNOWN_LICENCE = Licence(
@@ -63,9 +79,7 @@ class LatentSpec:
 
     def __attrs_post_init__(self) -> None:
         if self.channels < 1 or self.factor < 1 or (self.multiple and self.multiple % self.factor):
-            raise ParameterError(
-                f"Latents need at least 1 channel, a factor of at least 1 and a multiple divisible by it, not {self}."
-            )
+            raise ParameterError(f"Latents need a channel, a factor and a multiple of it, each at least 1, not {self}.")
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of a picture of ``size`` (width, height).
@@ -145,7 +159,5 @@ class Model(Generic[C]):
     def __enter__(self) -> Model[C]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

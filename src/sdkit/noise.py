@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -24,10 +23,11 @@ from sdkit.errors import NoiseError
 from sdkit.levels import Grid, Level
 from sdkit.protocols import MAX_SEED
 
-__all__ = ["AddressedNoise", "NoNoise", "NoiseSource", "TorchNoise"]
+__all__ = ["Addressed", "AddressedNoise", "NoNoise", "NoiseMaker", "NoiseSource", "check_batch", "seed_tuple"]
 
 
-def _seed_tuple(seeds: object) -> tuple[int, ...]:
+def seed_tuple(seeds: object) -> tuple[int, ...]:
+    """One seed per image, checked."""
     values = tuple(seeds) if isinstance(seeds, (tuple, list, range)) else (seeds,)
     for seed in values:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
@@ -69,7 +69,8 @@ def _address(level: Level) -> str:
     return f"{round(level.log_snr, 9) + 0.0:.9f}"
 
 
-def _batch(like: Tensor, seeds: tuple[int, ...]) -> None:
+def check_batch(like: Tensor, seeds: tuple[int, ...]) -> None:
+    """Raises `NoiseError` unless there is one seed per image."""
     if like.shape[0] != len(seeds):
         raise NoiseError(
             f"There are {len(seeds)} seeds for a batch of {like.shape[0]}; noise needs one seed per image."
@@ -85,7 +86,7 @@ class AddressedNoise:
         stream: Name that separates independent uses of the same seed.
     """
 
-    seeds: tuple[int, ...] = field(converter=_seed_tuple)
+    seeds: tuple[int, ...] = field(converter=seed_tuple)
     stream: str = ""
 
     def initial(self, like: Tensor, /) -> Tensor:
@@ -97,58 +98,12 @@ class AddressedNoise:
         return self._draw(like, f"{_address(start)}>{_address(stop)}")
 
     def _draw(self, like: Tensor, address: str) -> Tensor:
-        _batch(like, self.seeds)
+        check_batch(like, self.seeds)
         shape = like.shape[1:]
         count = math.prod(shape)
         rows = [standard_normal(f"sdkit-1|{seed}|{self.stream}|{address}".encode(), count) for seed in self.seeds]
         noise = torch.from_numpy(np.stack(rows)).reshape(like.shape)
         return noise.to(device=like.device, dtype=like.dtype)
-
-
-@frozen
-class TorchNoise:
-    """Draws as ``torch.Generator().manual_seed(seed)`` on the CPU does: for parity with other tools.
-
-    Per image: the first draw is the initial noise, the next ones belong to the intervals of ``grid`` in order. A draw
-    is found by replaying the ones before it, so it is still a pure function of its interval. Draws are float32, as in
-    the tools it imitates.
-
-    Attributes:
-        seeds: One per image of the batch.
-        grid: The levels of the whole run.
-    """
-
-    seeds: tuple[int, ...] = field(converter=_seed_tuple)
-    grid: Grid = ()
-
-    def initial(self, like: Tensor, /) -> Tensor:
-        """The first draw of each seed's generator."""
-        return self._draw(like, 0)
-
-    def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
-        """The draw of the interval from ``start`` to ``stop``.
-
-        Raises:
-            NoiseError: the grid has no such interval, so there is no draw to be equal to.
-        """
-        for i, interval in enumerate(pairwise(self.grid)):
-            if interval == (start, stop):
-                return self._draw(like, i + 1)
-        raise NoiseError(
-            f"TorchNoise knows one draw per interval of its grid, and {start} to {stop} is none of them; give it the "
-            "grid of the run, or use AddressedNoise for a scheduler that makes steps of its own."
-        )
-
-    def _draw(self, like: Tensor, position: int) -> Tensor:
-        _batch(like, self.seeds)
-        rows = []
-        for seed in self.seeds:
-            # manual_seed takes int64 and wraps uint64, as torch's own callers see it.
-            generator = torch.Generator().manual_seed(seed)
-            for _ in range(position + 1):
-                row = torch.randn((1, *like.shape[1:]), generator=generator, dtype=torch.float32)
-            rows.append(row)
-        return torch.cat(rows).to(device=like.device, dtype=like.dtype)
 
 
 @frozen
@@ -162,3 +117,21 @@ class NoNoise:
     def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
         """Raises `NoiseError`."""
         raise NoiseError(f"This run was given no noise, but the scheduler asked for some from {start} to {stop}.")
+
+
+class NoiseMaker(Protocol):
+    """The noise of a run, from its seeds and levels: what a component of kind ``noise`` is a class of.
+
+    Its name says which numbers it draws, so what draws others gets another name (``addressed-1``): a file names it.
+    """
+
+    def __call__(self, seeds: tuple[int, ...], grid: Grid, /) -> NoiseSource: ...
+
+
+@frozen
+class Addressed:
+    """`AddressedNoise`, what sdkit uses unless told otherwise."""
+
+    def __call__(self, seeds: tuple[int, ...], grid: Grid, /) -> AddressedNoise:
+        """The noise of a run."""
+        return AddressedNoise(seeds)

@@ -22,7 +22,7 @@ from sdkit.levels import Grid, Level, check_grid
 from sdkit.loop import evaluations, solve
 from sdkit.manifest import Manifest, Metadata, package_versions, write_png
 from sdkit.model import LatentSpec, ModelSpec
-from sdkit.noise import AddressedNoise
+from sdkit.noise import Addressed, NoiseMaker, NoiseSource
 from sdkit.plugins import registry
 from sdkit.protocols import Autoencoder, Decoder, Denoiser, Encoder, NoiseSchedule, Parts, Scheduler, Spacing, Step
 from sdkit.request import Picture, Request
@@ -49,19 +49,19 @@ class Plan:
     Attributes:
         request: The request with everything filled in; asked again, it does the same.
         grid: The levels that will be walked.
-        size: (width, height) of the pictures in pixels.
         latent_shape: (batch, channels, height, width).
         evaluations: Denoiser calls the scheduler will make, unless a modifier replaces it; None for one with its own
             step control.
         scheduler: The solver.
+        noise: What the run draws from.
     """
 
     request: Request
     grid: Grid
-    size: tuple[int, int]
     latent_shape: tuple[int, ...]
     evaluations: int | None
     scheduler: Scheduler[Any] = field(repr=False)
+    noise: NoiseSource = field(repr=False)
 
 
 @frozen(eq=False)
@@ -157,6 +157,7 @@ class Pipeline(Generic[P, C, O]):
         scheduler: The solver, unless a request names another.
         decoder: Latents to pictures; one with ``encode`` also takes start images.
         spacing: Which levels, unless a request names another; or a grid, used verbatim.
+        noise: What makes the noise of a run from its seeds and levels, unless a request names another.
         schedule: What a spacing divides; by default the one the denoiser was trained on.
         spec: Facts about the model: default size, steps and guidance.
         device: Where latents are made.
@@ -167,6 +168,7 @@ class Pipeline(Generic[P, C, O]):
     scheduler: Scheduler[Any]
     decoder: Decoder[O]
     spacing: Spacing | Grid = field(kw_only=True)
+    noise: NoiseMaker = field(default=Addressed(), kw_only=True)
     schedule: NoiseSchedule | None = field(default=None, kw_only=True)
     spec: ModelSpec | None = field(default=None, kw_only=True)
     device: str = field(default="cpu", kw_only=True)
@@ -200,7 +202,6 @@ class Pipeline(Generic[P, C, O]):
         done = _done(plan, resume)
         calls = resume.evaluations if resume else 0
         check, like = _FiniteCheck(), torch.zeros(plan.latent_shape, dtype=torch.float32, device=self.device)
-        noise = AddressedNoise(request.seeds)
         with ExitStack() as stack:
             # modifiers change the model's denoiser; guidance goes around whatever they make of it
             bare = self.denoiser.denoiser if isinstance(self.denoiser, Guided) else self.denoiser
@@ -211,9 +212,9 @@ class Pipeline(Generic[P, C, O]):
             denoiser = _guided(parts.denoiser, request)
             with torch.no_grad():
                 with _slot("encoder"):
-                    count = len(request.seeds)
-                    cond = condition(parts.encoder, denoiser, [request.prompt] * count, [request.negative] * count)
-                x = noise.initial(like) * grid[0].sigma
+                    positive, negative = ([text] * len(request.seeds) for text in (request.prompt, request.negative))
+                    cond = condition(parts.encoder, denoiser, positive, negative, grid)
+                x = plan.noise.initial(like) * grid[0].sigma
                 if request.image is not None:
                     with _slot("autoencoder's encode"):
                         known = _encode(parts.decoder, request.image, like)
@@ -237,19 +238,12 @@ class Pipeline(Generic[P, C, O]):
                 return denoised
 
             start = Step(resume.x, resume.denoised, resume.state) if resume else None
-            steps = solve(parts.scheduler, denoise, x, grid[done:], noise, resume=start)
+            steps = solve(parts.scheduler, denoise, x, grid[done:], plan.noise, resume=start)
             for i, step in enumerate(steps, start=done + 1):
-                x = step.x
+                x, elapsed = step.x, time.perf_counter() - began
                 check.see(x, "scheduler", i, grid[i])
                 yield StepEvent(
-                    index=i,
-                    steps=len(grid) - 1,
-                    level=grid[i],
-                    x=keep(x),
-                    denoised=keep(step.denoised),
-                    evaluations=calls,
-                    elapsed=time.perf_counter() - began,
-                    state=keep(step.state),
+                    i, len(grid) - 1, grid[i], keep(x), keep(step.denoised), calls, elapsed, keep(step.state)
                 )
             check.settle()
             with torch.no_grad(), _slot("decoder"):
@@ -270,13 +264,12 @@ class Pipeline(Generic[P, C, O]):
         shape = (len(request.seeds), *latent.shape(size))
         if request.image is not None and not hasattr(self.decoder, "encode"):
             raise InvalidRequest("This pipeline's decoder cannot encode, so it cannot start from an image.")
-        scheduler, scheduler_name, implied = self._scheduler(request)
-        if implied is not None:
-            if request.spacing not in (None, implied):
-                raise InvalidRequest(
-                    f"{request.scheduler!r} names the spacing {implied}; leave {request.spacing!r} out."
-                )
-            request = attrs.evolve(request, spacing=implied)
+        text = request.scheduler or registry().spell("scheduler", self.scheduler)
+        if text is not None and not text.startswith("custom:"):
+            text, spacing = registry().pair(text, request.spacing)
+            request = attrs.evolve(request, spacing=spacing)
+        scheduler, scheduler_name = _part("scheduler", self.scheduler, text)
+        noise, noise_name = _part("noise", self.noise, request.noise)
         steps = request.steps or (spec.steps if spec else 50)
         strength = request.strength
         if request.image is not None and strength is None:
@@ -299,10 +292,11 @@ class Pipeline(Generic[P, C, O]):
             guidance_interval=interval,
             scheduler=scheduler_name,
             spacing=spacing_name,
+            noise=noise_name,
         )
         _guided(self.denoiser, filled)  # refuses what cannot be guided, before anything runs
-        calls = evaluations(scheduler, grid, torch.zeros((1, shape[1], 1, 1)))
-        return Plan(filled, grid, size, shape, calls, scheduler)
+        calls = evaluations(scheduler, grid, torch.zeros((1, shape[1], 1, 1)), noise(request.seeds[:1], grid))
+        return Plan(filled, grid, shape, calls, scheduler, noise(request.seeds, grid))
 
     def _latent(self) -> LatentSpec:
         latent = self.spec.latent if self.spec else getattr(self.decoder, "latent", None)
@@ -312,22 +306,9 @@ class Pipeline(Generic[P, C, O]):
             )
         return latent
 
-    def _scheduler(self, request: Request) -> tuple[Scheduler[Any], str, str | None]:
-        """The solver, the text that makes it again, and the spacing its name implies."""
-        own = _name("scheduler", self.scheduler)
-        if request.scheduler in (None, own):
-            return self.scheduler, own, None
-        text, implied = registry().pair(request.scheduler)
-        made: Scheduler[Any] = registry().make("scheduler", text)
-        return made, registry().spell("scheduler", made) or text, implied
-
     def _grid(self, request: Request, steps: int, strength: float | None) -> tuple[Grid, str, int]:
         """The levels that will be walked, the spacing as text, and the number of steps the strength is a share of."""
-        own = "grid" if isinstance(self.spacing, tuple) else _name("spacing", self.spacing)
-        spacing, name = self.spacing, own
-        if request.spacing not in (None, own):
-            spacing = registry().make("spacing", request.spacing)
-            name = registry().spell("spacing", spacing) or request.spacing
+        spacing, name = _part("spacing", self.spacing, request.spacing)
         exact = strength is not None and strength < 1 and request.steps_policy == "exact"
         if isinstance(spacing, tuple):
             grid = check_grid(spacing)
@@ -360,18 +341,17 @@ class Pipeline(Generic[P, C, O]):
 
     def _manifest(self, plan: Plan, images: tuple[Any, ...], calls: int) -> Manifest:
         spec = self.spec
-        hashes = tuple(pixels_sha256(image) for image in images)
         return Manifest(
             request=plan.request,
             grid=plan.grid,
             model=spec.name if spec else "",
             model_sha256=spec.sha256 if spec else "",
             licence=spec.licence.id if spec else "unknown",
-            noise="addressed-1",
+            noise=plan.request.noise or "",
             evaluations=calls,
             device=torch.device(self.device).type,
             versions=package_versions(),
-            pixels_sha256=hashes,
+            pixels_sha256=tuple(pixels_sha256(image) for image in images),
         )
 
 
@@ -405,9 +385,13 @@ class _FiniteCheck:
         self._pending.clear()
 
 
-def _name(kind: str, value: object) -> str:
-    """The text that makes a scheduler or spacing again, or says that none does."""
-    return registry().spell(kind, value) or f"custom:{type(value).__name__}"
+def _part(kind: str, own: Any, text: str | None) -> tuple[Any, str]:
+    """What a request names, or the pipeline's own, and the text that makes it again or says that none does."""
+    name = "grid" if isinstance(own, tuple) else registry().spell(kind, own) or f"custom:{type(own).__name__}"
+    if text in (None, name):
+        return own, name
+    made = registry().make(kind, text)
+    return made, registry().spell(kind, made) or text
 
 
 def _done(plan: Plan, resume: StepEvent | None) -> int:
@@ -486,9 +470,7 @@ def _latent_mask(mask: Picture, like: Tensor) -> Tensor:
 
 def _pictures(output: Any, request: Request) -> tuple[Any, ...]:
     """What a decoder gave as pictures; pixels that a mask keeps are the input's, exactly."""
-    if not isinstance(output, Tensor):
-        return tuple(output)
-    if output.ndim != 4 or output.shape[1] not in (1, 3, 4):
+    if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[1] not in (1, 3, 4):
         return tuple(output)
     if not bool(torch.isfinite(output).all()):
         raise NonFiniteError("NaN or infinity came out of the decoder; try float32, or decode result.latents again.")

@@ -90,7 +90,8 @@ class Autoencoder(Decoder[O], Protocol[O]):
 class Noise(Protocol):
     """Standard normal noise of the shape, dtype and device of ``like``.
 
-    Addressed, never drawn: the same interval always gives the same numbers, in any order, on any device.
+    Addressed, never drawn: the same interval always gives the same numbers, in any order, on any device. Intervals that
+    do not overlap have independent draws; those that do may share theirs, as increments of one path do.
     """
 
     def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor: ...
@@ -163,7 +164,9 @@ class Traits:
         startup_order: Order of the first steps where it is lower (multistep methods), else None.
         stochastic: Whether it asks for noise.
         exact_on_point_mass: Whether data that is one point is reproduced exactly.
-        evaluations: Most denoiser calls per step; None for a solver with its own step control.
+        evaluations: Most denoiser calls per step; None if the grid decides, or the data (see ``adaptive``).
+        adaptive: Whether the number of calls depends on the data, as in a solver with its own step control. Such a
+            solver may look at the whole batch, and what it will cost is not known beforehand.
     """
 
     order: int
@@ -171,6 +174,7 @@ class Traits:
     stochastic: bool
     exact_on_point_mass: bool
     evaluations: int | None
+    adaptive: bool = False
 
 
 @frozen(eq=False)

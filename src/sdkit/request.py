@@ -68,9 +68,8 @@ class Picture:
                     "The picture has transparent pixels, and which colour lies behind them is not for sdkit to guess: "
                     "compose it on a background first."
                 )
-            image = image.convert("L" if image.mode == "LA" else "RGB")
         if image.mode not in ("RGB", "L"):
-            image = image.convert("RGB")
+            image = image.convert("L" if image.mode == "LA" else "RGB")
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return cls(buffer.getvalue())
@@ -124,6 +123,8 @@ class Request:
         scheduler: Name of a scheduler, parameters may follow: ``"ddim(eta=0.5)"``; or one that names its spacing too,
             as other tools write it: ``"DPM++ 2M Karras"``.
         spacing: Name of a spacing, parameters may follow: ``"karras(rho=5)"``.
+        noise: Name of a source of noise: ``"addressed"`` (sdkit's own), ``"brownian"`` (a finer grid refines the same
+            path; of a plugin), ``"torch"`` (the draws of other tools).
         steps: Number of steps, at least 1.
         guidance: Scale of classifier-free guidance; 1 is none.
         guidance_rescale: 0 (off) to 1, see `sdkit.guided`.
@@ -147,6 +148,7 @@ class Request:
     size: tuple[int, int] | None = field(default=None, converter=_pair, kw_only=True)
     scheduler: str | None = field(default=None, kw_only=True)
     spacing: str | None = field(default=None, kw_only=True)
+    noise: str | None = field(default=None, kw_only=True)
     steps: int | None = field(default=None, kw_only=True)
     guidance: float | None = field(default=None, kw_only=True)
     guidance_rescale: float | None = field(default=None, kw_only=True)
@@ -168,7 +170,7 @@ class Request:
                 yield f"The {name} must be text, not {text!r}."
             elif any("\ud800" <= letter <= "\udfff" for letter in text):
                 yield f"The {name} is not valid Unicode text: {text!r}."
-        for name in ("scheduler", "spacing"):
+        for name in ("scheduler", "spacing", "noise"):
             if not isinstance(getattr(self, name), str | None):
                 yield f"A request names its {name}, to travel as text; give the object to sdkit.pipeline instead."
 

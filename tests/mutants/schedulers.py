@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from attrs import frozen
 from torch import Tensor
 
 import sdkit
@@ -84,6 +85,24 @@ def asks_at_the_clean_level(denoise: Denoise, x: Tensor, a: Level, b: Level, sta
     moved = line(x, d, a, b)
     denoise(moved, b)
     return moved, d, None
+
+
+@mutant("evaluations", Traits(1, None, False, True, None))
+def as_many_calls_as_the_picture_needs(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    d = denoise(x, a)
+    if bool(d.abs().max() > 0.1):
+        denoise(x, a)
+    return line(x, d, a, b), d, None
+
+
+@mutant("traits", Traits(1, None, False, True, None, adaptive=True))
+def calls_itself_adaptive_to_be_left_in_peace(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    d = denoise(x, a)
+    return line(x, d, a, b), d, None
 
 
 @mutant("evaluations")
@@ -206,6 +225,97 @@ def keeps_all_noise_and_adds_more(denoise: Denoise, x: Tensor, a: Level, b: Leve
     return (moved + added * noise(x, a, b) if b.sigma else moved), d, None
 
 
+@mutant("distribution", NOISY)
+def noise_half_a_percent_too_strong(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
+    return Ddim(1.0).step(denoise, x, a, b, None, lambda like, p, q: noise(like, p, q) * 1.005)
+
+
+@mutant("distribution", NOISY)
+def noise_half_a_percent_too_weak(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
+    return Ddim(1.0).step(denoise, x, a, b, None, lambda like, p, q: noise(like, p, q) * 0.995)
+
+
+def middle_of(a: Level, b: Level) -> Level:
+    return sdkit.between(a, b, (a.log_snr + b.log_snr) / 2)
+
+
+@mutant("distribution", Traits(1, None, True, True, 2))
+def noise_of_the_first_half_in_both_halves(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    if b.sigma == 0 or a.alpha == 0:
+        return Ddim(1.0).step(denoise, x, a, b, None, noise)
+    m = middle_of(a, b)
+    half = Ddim(1.0).step(denoise, x, a, m, None, noise)
+    return Ddim(1.0).step(denoise, half.x, m, b, None, lambda like, p, q: noise(like, a, m)).x, half.denoised, None
+
+
+@mutant("distribution", NOISY)
+def one_draw_twice_with_half_the_variance(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    share = math.sqrt(0.5)
+    return Ddim(1.0).step(
+        denoise, x, a, b, None, lambda like, p, q: noise(like, p, q) * share + noise(like, p, q) * share
+    )
+
+
+@mutant("distribution", NOISY)
+def two_draws_that_overlap_taken_for_independent(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    if a.alpha == 0:
+        return Ddim(1.0).step(denoise, x, a, b, None, noise)
+    share = math.sqrt(0.5)
+    return Ddim(1.0).step(
+        denoise, x, a, b, None, lambda like, p, q: noise(like, p, q) * share + noise(like, p, middle_of(p, q)) * share
+    )
+
+
+@mutant("distribution", NOISY, init=lambda x, grid: grid[:2])
+def noise_of_the_first_step_in_all(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
+    made = Ddim(1.0).step(denoise, x, a, b, None, lambda like, p, q: noise(like, *state))
+    return made.x, made.denoised, state
+
+
+@mutant("distribution", Traits(1, None, True, True, 3))
+def right_only_where_the_prediction_is_linear(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    def bent(y: Tensor, level: Level) -> Tensor:
+        d, away = denoise(y, level), 0.5 * level.sigma
+        return d + 2 * (denoise(y + away, level) + denoise(y - away, level) - 2 * d)
+
+    return Ddim(1.0).step(bent, x, a, b, None, noise)
+
+
+MUTANTS["ancestral_that_says_second_order"] = (
+    Mutant(Traits(2, None, True, True, 1), lambda d, x, a, b, state, noise: Ddim(1.0).step(d, x, a, b, None, noise)),
+    "order",
+)
+
+
+@frozen
+class EtaLeftOver:
+    """Keeps as much of the old noise at every eta as is right at eta = 0.5; with eta = 0 it adds none."""
+
+    eta: float = 0.5
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(1, None, self.eta > 0, True, 1)
+
+    def init(self, x: Tensor, grid: Grid, /) -> None:
+        """Nothing."""
+
+    def step(self, denoise: Denoise, x: Tensor, a: Level, b: Level, state: None, noise: Noise, /) -> Step[None]:
+        given = noise if self.eta else lambda like, p, q: like * 0
+        return Ddim(0.5).step(denoise, x, a, b, None, given)
+
+
+MUTANTS["eta_left_over"] = (EtaLeftOver(), "without_noise")
+
+
 def two_step(factor: Callable[[float], float]) -> Callable[..., Any]:
     """DPM-Solver++(2M) with the weight of the past changed; ``factor`` takes h / h_last."""
 
@@ -250,7 +360,7 @@ def half_the_quadratic(denoise: Denoise, x: Tensor, a: Level, b: Level, state: A
 MUTANTS["half_the_quadratic"] = (Mutant(Traits(3, 1, False, True, 1), half_the_quadratic), "order")
 MUTANTS["second_order_that_says_fourth"] = (Mutant(Traits(4, 1, False, True, 1), two_step(lambda r: r / 2)), "order")
 MUTANTS["says_it_is_stochastic"] = (
-    Mutant(NOISY, lambda *args: Euler().step(*args[:4], None, args[5])),
+    Mutant(NOISY, lambda d, x, a, b, state, noise: Euler().step(d, x, a, b, None, noise)),
     "asks_noise_as_declared",
 )
 
@@ -371,6 +481,14 @@ def no_step_at_all_on_a_grid_of_one(denoise: Denoise, x: Tensor, a: Level, b: Le
 @mutant("traits", Traits(1, 1, False, True, 1))
 def startup_order_not_below_the_order(denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise) -> Any:
     return Euler().step(denoise, x, a, b, None, noise)
+
+
+@mutant("evaluations", HEUN)
+def promises_two_evaluations_and_makes_one(
+    denoise: Denoise, x: Tensor, a: Level, b: Level, state: Any, noise: Noise
+) -> Any:
+    d = denoise(x, a)
+    return line(x, d, a, b), d, None
 
 
 @mutant("half_precision", Traits(1, None, False, False, 1))

@@ -31,6 +31,7 @@ from sdkit import (
     scaled_linear,
     solve,
 )
+from sdkit.loop import evaluations
 from sdkit_samplers import plugin
 from sdkit_samplers.brownian import BrownianNoise
 from sdkit_samplers.moves import data_weights, exponential_integral
@@ -308,6 +309,93 @@ def test_an_sde_solver_on_a_brownian_path_converges_along_it() -> None:
             results.append(run(make("dpmpp-2m-sde"), data, x, grid, noise))
         ends[kind] = float((results[0] - results[1]).abs().mean())
     assert ends[BrownianNoise] < ends[AddressedNoise] / 3
+
+
+@pytest.mark.parametrize("text", ["dpmpp-sde", "euler-ancestral", "heun-churn", "seeds-3"])
+def test_a_finer_grid_refines_the_same_path(text: str) -> None:
+    """20, 40 and 80 steps: on a path the pictures come nearer to each other, with noise apart they stay apart."""
+    data, noises = Mixture(), Registry.of({"samplers": plugin})
+    apart = {}
+    for name in ("brownian", "addressed"):
+        ends = []
+        for n in (20, 40, 80):
+            grid = Karras()(SD, n)
+            noise = noises.make("noise", name)((1,), grid)
+            x = data.start(grid[0], noise.initial(torch.zeros(1, 256, dtype=torch.float64)))
+            ends.append(run(make(text), data, x, grid, noise))
+        apart[name] = [float((a - b).square().mean().sqrt()) for a, b in pairwise(ends)]
+    assert apart["brownian"][0] < 0.25
+    assert apart["brownian"][1] < 0.75 * apart["brownian"][0]
+    assert min(apart["addressed"]) > 0.8
+
+
+def test_what_the_path_remembers_does_not_change_it() -> None:
+    like, levels = torch.zeros(2, 9, dtype=torch.float64), Karras()(SD, 12)
+    intervals = list(pairwise(levels))
+    straight = BrownianNoise((3, 4))
+    there = [straight(like, a, b) for a, b in intervals]
+    back = [straight(like, a, b) for a, b in reversed(intervals)]
+    alone = [BrownianNoise((3, 4))(like, a, b) for a, b in intervals]
+    for first, second, third in zip(there, reversed(back), alone, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+    assert straight == BrownianNoise((3, 4))
+    assert torch.equal(pickle.loads(pickle.dumps(straight))(like, *intervals[0]), there[0])
+    assert straight(like.float(), *intervals[0]).dtype == torch.float32
+
+
+def test_increments_over_short_intervals_have_their_variance() -> None:
+    like = torch.zeros(1, 20_000, dtype=torch.float64)
+    for log_snr in (-6.0, 0.0, 5.0):
+        a, b = (Level(0, math.exp(value), 1.0) for value in (log_snr, log_snr + 2e-4))
+        assert float(BrownianNoise((1,))(like, a, b).std()) == pytest.approx(1, abs=0.02)
+    with pytest.raises(sdkit.NoiseError, match="too close"):
+        BrownianNoise((1,))(like, Level(0, 1.0, 1.0), Level(0, 1.0 + 1e-7, 1.0))
+
+
+@pytest.mark.parametrize("grid", [(30, None), (3, 0.5), (2, 1.5)], ids=str)
+def test_restart_turns_at_s_min_or_at_the_last_level_with_noise(grid: tuple[int, float | None]) -> None:
+    """On a grid of few levels none lies below s_min; the turn is made at the last one before clean all the same."""
+    steps, last = grid
+    levels = Karras()(SD, steps)
+    if last is not None:
+        levels = (*levels[:-2], SD.level(SD.time(-math.log(last))), levels[-1])
+    seen: list[Level] = []
+    data, noise, asked = Gaussian(), AddressedNoise((0, 1)), []
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        seen.append(level)
+        return data(x, level)
+
+    def given(like: Tensor, a: Level, b: Level, /) -> Tensor:
+        asked.append((a, b))
+        return noise(like, a, b)
+
+    run(make("restart(times=2)"), denoise, latents(), levels, given)
+    turn = next(level for level in levels if level.noise_to_signal <= 0.1 or level is levels[-2])
+    assert [a.noise_to_signal for a, _ in asked[:1]] == [pytest.approx(2.0)]
+    assert asked[1][1] == turn
+    assert asked[0][1].log_snr == pytest.approx(asked[1][0].log_snr)  # one after the other, not over each other
+    rises = [b for a, b in pairwise(seen) if b.log_snr < a.log_snr]
+    assert [level.noise_to_signal for level in rises] == [pytest.approx(2.0)] * 2
+    planned = evaluations(make("restart(times=2)"), levels, torch.zeros(1, 1), AddressedNoise(0))
+    assert planned == len(seen)
+
+
+@pytest.mark.parametrize(
+    "levels", [GRIDS["one-step"], (Level(0, 1, 1.9), Level(0, 1, 1.8), Level(0, 1, 0))], ids=["one", "low"]
+)
+def test_restart_with_nothing_to_go_back_to_is_heun(levels: Grid) -> None:
+    data, x = Mixture(), latents()
+    text = "restart(s_max=1.8, s_min=1.0)"
+    assert torch.equal(run(make(text), data, x, levels, NoNoise()), run(sdkit.Heun(), data, x, levels, NoNoise()))
+
+
+def test_restarts_with_a_number_of_steps_promise_no_order() -> None:
+    """Their error stays however fine the grid: what is promised is right, and how many calls they make is known."""
+    traits = make("restart(times=2, steps=3)").traits
+    assert (traits.order, traits.evaluations) == (0, 14)
+    assert make("restart").traits == sdkit.Traits(1, None, True, True, None)
 
 
 def test_first_party_samplers_have_names_of_other_tools() -> None:

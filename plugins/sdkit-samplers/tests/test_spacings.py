@@ -26,9 +26,10 @@ SCHEDULES: dict[str, Any] = {
 }
 SPACINGS = [
     "leading", "sgm-uniform", "polyexponential", "polyexponential(rho=2)", "beta", "beta-sigma", "kl-optimal",
-    "linear-quadratic", "flow-shift", "flow-shift(shift=0.5)", "flow-shift(tokens=4096)",
+    "linear-quadratic", "flow-shift", "flow-shift(shift=0.5)", "flow-shift(tokens=4096)", "smoothstep", "bong-tangent",
+    "lcm(original=250)", "drop-penultimate", "drop-penultimate(of='leading')",
 ]  # fmt: skip
-LATE = {"leading"}  # starts below the noisiest level, and says so
+LATE = {"leading", "drop-penultimate(of='leading')"}  # starts below the noisiest level, and says so
 
 
 def s(grid: sdkit.Grid) -> list[float]:
@@ -106,6 +107,10 @@ def test_shift_is_a_factor_of_noise_to_signal() -> None:
     shifted = REGISTRY.make("spacing", "flow-shift(shift=3)")(flow, 8)
     own = sdkit.Trailing()(RectifiedFlow(3), 8)
     assert [level.sigma for level in shifted] == pytest.approx([level.sigma for level in own])
+    for schedule in (RectifiedFlow(3), RectifiedFlow(0.7)):  # the shift asked for is the whole one, never a second
+        again = REGISTRY.make("spacing", "flow-shift(shift=3)")(schedule, 8)
+        assert s(again)[1:] == pytest.approx(s(shifted)[1:])
+        assert again[0] == schedule.noisiest
     tokens = REGISTRY.make("spacing", "flow-shift(tokens=256)")(flow, 8)
     static = REGISTRY.make("spacing", f"flow-shift(shift={math.exp(0.5)!r})")(flow, 8)
     assert s(tokens)[1:] == pytest.approx(s(static)[1:])
@@ -129,6 +134,13 @@ def test_linear_quadratic_matches_its_definition() -> None:
 def test_a_parameter_out_of_range_is_refused(text: str) -> None:
     with pytest.raises(ParameterError):
         REGISTRY.make("spacing", text)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_leading_has_noise_to_begin_with_however_few_steps(schedule: Any) -> None:
+    spacing = REGISTRY.make("spacing", "leading")
+    assert spacing(schedule, 1) == (schedule.noisiest, schedule.clean)
+    assert all(spacing(schedule, n)[0].noise_to_signal > 0.9 for n in range(1, 20))
 
 
 def test_leading_refuses_more_steps_than_were_trained() -> None:

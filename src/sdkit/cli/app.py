@@ -9,13 +9,63 @@ from typing import Any
 import click
 
 from sdkit import __version__
-from sdkit.errors import SdkitError
+from sdkit.errors import PluginError, SdkitError, UnknownComponent
+from sdkit.plugins import Entry, registry
 from sdkit.plugins.component import describe
 
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """The built-in commands, and those that plugins add (components of the kind ``command``).
+
+    A built-in name wins. A plugin's command is imported when it is used, so one that is broken breaks no other, and
+    help takes no longer for it.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Built-in names in the order of the alphabet, then those of plugins."""
+        return [*super().list_commands(ctx), *self._added()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None.
+
+        Raises:
+            PluginError: a plugin's command cannot be imported, or is none.
+            AmbiguousComponent: two plugins have one of that name.
+        """
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            return found
+        try:
+            entry = registry().find("command", cmd_name)
+        except UnknownComponent:
+            return None
+        loaded: object = entry.component.load()
+        if not isinstance(loaded, click.Command):
+            raise PluginError(f"The command {entry.full_name} is a {type(loaded).__name__}, not a click command.")
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Built-in commands with their first sentence, and plugins' with their components' summaries."""
+        super_names = super().list_commands(ctx)
+        rows = [(name, self.commands[name].get_short_help_str(90)) for name in super_names]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+        added = self._added()
+        if added:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, entry.component.summary) for name, entry in added.items()])
+
+    def _added(self) -> dict[str, Entry]:
+        """Plugins' commands by the name to type: the short one, unless two plugins have it."""
+        entries = registry().entries("command")
+        shorts = [entry.component.name for entry in entries]
+        names = {entry: entry.component.name for entry in entries if entry.component.name not in self.commands}
+        return {(short if shorts.count(short) == 1 else entry.full_name): entry for entry, short in names.items()}
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="sdkit")
 def cli() -> None:
     r"""Stable Diffusion: pictures from text, on your own machine.
@@ -28,7 +78,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a wrong input ends it with one line on stderr and exit code 2."""
-    from sdkit.cli import conform, generate, listing, new_plugin
+    from sdkit.cli import conform, generate, licence, listing, new_plugin, plot
 
     for command in (
         generate.generate,
@@ -36,8 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
         listing.plugins,
         listing.schedulers,
         listing.models,
+        licence.licence,
         conform.conform,
         new_plugin.new_plugin,
+        plot.bench_schedulers,
+        plot.plot_grids,
     ):
         cli.add_command(command)
     try:

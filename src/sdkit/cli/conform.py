@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdkit.errors import InvalidRequest, PluginError
+from sdkit.errors import InvalidRequest, PluginError, SdkitError, UnknownComponent
 from sdkit.plugins import Entry, registry
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["conform"]
 
-SUBJECTS = ("scheduler", "spacing", "schedule", "parametrization", "decoder")
+SUBJECTS = ("scheduler", "spacing", "schedule", "parametrization", "decoder", "noise")
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME|PLUGIN:]...")
-@click.option("--kind", type=click.Choice(SUBJECTS), help="Only components of this kind.")
+@click.option("--kind", type=click.Choice((*SUBJECTS, "plugin")), help="Only rules for this kind.")
 @click.option("--rules", is_flag=True, help="Print the rules themselves: what must hold, why, what to look for.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 @click.option("--html", "html_file", metavar="FILE", help="Also write the table as a page.")
@@ -31,10 +31,10 @@ SUBJECTS = ("scheduler", "spacing", "schedule", "parametrization", "decoder")
 def conform(
     names: tuple[str, ...], kind: str | None, rules: bool, as_json: bool, html_file: str | None, examples: int
 ) -> None:
-    """Try the rules on schedulers, spacings, schedules, parametrizations and decoders.
+    """Try the rules on schedulers, spacings, schedules, parametrizations, decoders, noise and plugins.
 
-    NAME may carry parameters ("ddim(eta=0.5)"); PLUGIN: means all that plugin provides; without either, everything
-    installed is tried. Exit code 1 if a rule is broken.
+    NAME may carry parameters ("ddim(eta=0.5)"); PLUGIN: means all that plugin provides, whatever its kind, and how it
+    is packaged; without either, everything installed is tried. Exit code 1 if a rule is broken.
     """
     try:
         from sdkit import testing
@@ -71,19 +71,26 @@ def _parts(names: tuple[str, ...], kind: str | None) -> Iterator[tuple[str, str,
     subjects = [kind] if kind else list(SUBJECTS)
     for name in names or ("",):
         if name == "" or name.endswith(":"):
-            entries = [e for s in subjects for e in registry().entries(s) if not name or e.plugin == name[:-1]]
+            entries = [e for e in registry().entries() if not name or e.plugin == name[:-1]]
             if not entries:
                 raise InvalidRequest(f"No plugin {name!r} provides anything the rules are about; see `sdkit plugins`.")
             for entry in entries:
-                part = _made(entry)
+                part = _made(entry) if entry.component.kind in subjects else None
                 if part is not None:
                     yield entry.component.kind, entry.full_name, part
+            yield from (("plugin", e.full_name, e) for e in entries if kind in (None, "plugin"))
             continue
-        found = [(subject, part) for subject in subjects if (part := _named(subject, name)) is not None]
-        if not found:
-            registry().make(subjects[0], name)  # says what is wrong with the name
-        for subject, part in found:
-            yield subject, name, part
+        if kind == "plugin":
+            yield from (("plugin", e.full_name, e) for e in _entries(name))
+            continue
+        yield from _named(subjects, name)
+
+
+def _entries(name: str) -> list[Entry]:
+    found = [e for e in registry().entries() if name in (e.full_name, *e.names)]
+    if not found:
+        raise UnknownComponent(f"There is no component {name!r} of any kind; see `sdkit plugins`.")
+    return found
 
 
 def _made(entry: Entry) -> Any:
@@ -100,11 +107,21 @@ def _made(entry: Entry) -> Any:
         return error
 
 
-def _named(subject: str, name: str) -> Any:
-    try:
-        return registry().make(subject, name)
-    except LookupError:
-        return None
+def _named(subjects: list[str], name: str) -> list[tuple[str, str, Any]]:
+    """What answers to the name; a name of two kinds means the one that takes the parameters."""
+    found, refused = [], []
+    for subject in subjects:
+        try:
+            found.append((subject, name, registry().make(subject, name)))
+        except UnknownComponent:
+            continue
+        except SdkitError as error:
+            refused.append(error)
+    if not found:
+        if refused:
+            raise refused[0]
+        registry().make(subjects[0], name)  # says what is near
+    return found
 
 
 def _report(subject: str, name: str, outcomes: list[Outcome]) -> None:

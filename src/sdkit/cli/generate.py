@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdkit.errors import FileError, InvalidRequest, SdkitError
+from sdkit.errors import FileError, InvalidRequest, SdkitError, UnknownComponent
 from sdkit.files import image_names
+from sdkit.plugins import registry
 
 if TYPE_CHECKING:
     from sdkit.pipelines import Pipeline, Result
@@ -42,6 +43,20 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
 @click.option("--steps", type=int, metavar="N", help="Number of steps [default: the model's, 50 as a rule].")
 @click.option("--scheduler", metavar="NAME", help="Solver; parameters may follow: 'ddim(eta=0.5)'.")
 @click.option("--spacing", metavar="NAME", help="Which levels to visit: uniform, trailing, karras, ...")
+@click.option("--noise", metavar="NAME", help="Source of noise: addressed, brownian, torch (that of other tools).")
+@click.option(
+    "--dialect", metavar="NAME", help="Syntax of the prompts: a1111, compel, ... [default: none, plain text]."
+)
+@click.option(
+    "--modifier", "modifiers", multiple=True, metavar="NAME", help="Change of behaviour, by name; may be given again."
+)
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:STRENGTH]",
+    help="Adapter to apply [strength: 1]; may be given again.",
+)
 @click.option("--guidance", type=float, metavar="F", help="How closely to follow the prompt; 1 is no guidance.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the first image [default: a new one each time].")
 @click.option("--count", type=int, default=1, show_default=True, help="Number of images, seeds counted up.")
@@ -69,6 +84,10 @@ def generate(
     steps: int | None,
     scheduler: str | None,
     spacing: str | None,
+    noise: str | None,
+    dialect: str | None,
+    modifiers: tuple[str, ...],
+    loras: tuple[str, ...],
     guidance: float | None,
     seed: int | None,
     count: int,
@@ -85,6 +104,7 @@ def generate(
     """Make pictures of PROMPT."""
     if not 1 <= count <= MOST:
         raise InvalidRequest(f"--count must be at least 1 and at most {MOST}, not {count}.")
+    adapters = tuple(_lora(text) for text in loras)
     seed = _new_seed() if seed is None else seed
     target = Path(out) if out is not None else _free_name(prompt, seed)
     _check_targets([*image_names(target, count), *([Path(sheet)] if sheet else [])], keep=[image, mask])
@@ -98,11 +118,13 @@ def generate(
         size=None if fit else size,
         scheduler=scheduler,
         spacing=spacing,
+        noise=noise,
         steps=steps,
         guidance=guidance,
         image=image,
         strength=strength,
         mask=None if fit else mask,
+        modifiers=(*adapters, *modifiers, *_dialect(dialect)),
     )
 
     import sdkit
@@ -163,6 +185,27 @@ def _run(pipe: Pipeline[str, Any, Any], request: Request) -> Result:
                 return event.result
             bar.update(1)
     raise AssertionError("a stream ends with its result")
+
+
+def _dialect(name: str | None) -> tuple[str, ...]:
+    """The modifier that reads prompts in a dialect; the last one, because the others look into conditionings."""
+    if name is None:
+        return ()
+    registry().make("prompt-dialect", name)  # refused before a model is loaded
+    return (f"prompts(dialect={name!r})",)
+
+
+def _lora(text: str) -> str:
+    """The modifier that ``FILE`` or ``FILE:STRENGTH`` means, as a request writes it; other colons belong to FILE."""
+    match = re.fullmatch(r"(.+):([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)", text, re.DOTALL)
+    file, strength = (match[1], float(match[2])) if match else (text, 1.0)
+    try:
+        registry().find("modifier", "lora")
+    except UnknownComponent as error:
+        raise InvalidRequest("--lora needs the plugin sdkit-lora: pip install sdkit-lora") from error
+    if not Path(file).exists():
+        raise FileError(f"The adapter {file!r} does not exist.")
+    return f"lora(file={file!r}, strength={strength!r})"
 
 
 def _hints(encoder: object, prompt: str) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
+from sdkit.errors import UnknownComponent, nearest
 from sdkit.plugins import Entry, PluginStatus, registry
 from sdkit.plugins.component import describe
 
 if TYPE_CHECKING:
     from sdkit.model import ModelSpec
 
-__all__ = ["models", "plugins", "schedulers"]
+__all__ = ["models", "names_for", "names_text", "plugins", "schedulers"]
+
+NAMED = ("scheduler", "spacing")
+LEGEND = "= the same method, though noise may be drawn otherwise    ~ related, gives another result"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -70,8 +75,15 @@ def check() -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def schedulers(as_json: bool) -> None:
+@click.option(
+    "--for", "tool", metavar="TOOL", help="What TOOL calls them, and the spacings: a1111, comfyui, diffusers, ..."
+)
+def schedulers(as_json: bool, tool: str | None) -> None:
     """Which schedulers are installed, what they promise, and the names other tools have for them."""
+    if tool is not None:
+        names = names_for(tool)
+        click.echo(json.dumps(names, indent=2) if as_json else names_text(names))
+        return
     found = [(entry, *_traits(entry)) for entry in registry().entries("scheduler")]
     if as_json:
         rows = [
@@ -80,6 +92,7 @@ def schedulers(as_json: bool) -> None:
                 "plugin": entry.plugin,
                 "summary": entry.component.summary,
                 "aliases": entry.component.aliases,
+                "labels": entry.component.labels,
                 "traits": attrs.asdict(traits) if traits is not None else None,
                 "error": error,
             }
@@ -89,14 +102,65 @@ def schedulers(as_json: bool) -> None:
         return
     lines = [("scheduler", "plugin", "order", "noise", "evaluations", "also known as")]
     for entry, traits, error in found:
-        aliases = ", ".join(entry.component.aliases)
+        aliases = ", ".join(dict.fromkeys(entry.names[1:]))
         if traits is None:
             lines.append((entry.component.name, entry.plugin, "-", "-", "-", error))
             continue
-        evaluations = "adaptive" if traits.evaluations is None else str(traits.evaluations)
+        counted = "by grid" if traits.evaluations is None else str(traits.evaluations)
+        evaluations = "adaptive" if traits.adaptive else counted
         noise = "yes" if traits.stochastic else "no"
         lines.append((entry.component.name, entry.plugin, str(traits.order), noise, evaluations, aliases))
     click.echo(table(lines))
+
+
+def names_for(tool: str) -> dict[str, Any]:
+    """What a tool calls every scheduler and spacing.
+
+    Returns:
+        ``tool``, and for ``schedulers`` and ``spacings`` a list of ``name``, ``plugin``, ``labels`` (each with
+        ``name``, ``fidelity`` and ``remark``; none if the tool has no such thing) and, of schedulers, ``automatic``.
+
+    Raises:
+        UnknownComponent: nothing is labelled with that tool.
+    """
+    known = {label[0] for kind in NAMED for entry in registry().entries(kind) for label in entry.component.known_as}
+    if tool not in known:
+        raise UnknownComponent(f"There are no names for the tool {tool!r}; {nearest(tool, known)}")
+    return {"tool": tool} | {f"{kind}s": [_named(entry, tool) for entry in registry().entries(kind)] for kind in NAMED}
+
+
+def _named(entry: Entry, tool: str) -> dict[str, Any]:
+    component = entry.component
+    labels = [
+        {"name": name, "fidelity": fidelity, "remark": remark}
+        for of, fidelity, name, remark in component.known_as
+        if of == tool
+    ]
+    automatic = {"automatic": component.automatic} if component.kind == "scheduler" else {}
+    return {"name": component.name, "plugin": entry.plugin, "labels": labels} | automatic
+
+
+def names_text(names: dict[str, Any]) -> str:
+    """The tables of `names_for` as text."""
+    parts = []
+    for kind in NAMED:
+        rows, without = names[f"{kind}s"], []
+        lines = [(kind, "", names["tool"], "remark")]
+        for row in rows:
+            for label in row["labels"]:
+                lines.append((row["name"], label["fidelity"], label["name"], _remark(row, label, names["tool"])))
+            if not row["labels"]:
+                without.append(row["name"])
+        parts.append(table(lines))
+        if without:
+            text = f"without a name there: {', '.join(without)}"
+            parts.append(textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False))
+    return "\n\n".join([*parts, LEGEND])
+
+
+def _remark(row: dict[str, Any], label: dict[str, str], tool: str) -> str:
+    automatic = f"Automatic: {row['automatic']}" if tool == "a1111" and "automatic" in row else ""
+    return ", ".join(text for text in (automatic, label["remark"]) if text)
 
 
 def _traits(entry: Entry) -> tuple[Any, str]:

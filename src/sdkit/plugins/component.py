@@ -19,6 +19,7 @@ API = 1
 KINDS = frozenset(
     {
         "adapter-format",
+        "command",
         "decoder",
         "denoiser",
         "encoder",
@@ -29,21 +30,24 @@ KINDS = frozenset(
         "model",
         "model-family",
         "modifier",
+        "noise",
         "parametrization",
         "prompt-dialect",
         "schedule",
         "scheduler",
         "spacing",
+        "vocabulary",
     }
 )
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_LABEL = re.compile(r"([a-z0-9][a-z0-9.-]*) ([=~]) ([^#\s](?:[^#]*[^#\s])?)(?: # (.+))?")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def _aliases(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
-        raise PluginError(f"A component's aliases are a tuple of names, not the text {value!r}.")
+        raise PluginError(f"A component's aliases and labels are a tuple of names, not the text {value!r}.")
     return tuple(value)
 
 
@@ -59,6 +63,10 @@ class Component:
         aliases: Names it is known by in other tools; any text.
         requires: What to install if importing the target fails, for example ``pip install sdkit-core[plot]``.
         api: Version of the plugin contract it was written for.
+        labels: What other tools call it, each ``"tool = name"``, or ``"tool ~ name"`` where theirs is related and gives
+            another result; a remark may follow: ``"diffusers ~ KDPM2DiscreteScheduler # keeps a level more"``. They
+            answer as aliases do, and ``sdkit schedulers --for TOOL`` prints them.
+        automatic: Of a scheduler, the spacing that A1111's schedule type "Automatic" means with it.
 
     Raises:
         PluginError: a field is not of that form.
@@ -71,6 +79,8 @@ class Component:
     aliases: tuple[str, ...] = field(default=(), converter=_aliases)
     requires: str = ""
     api: int = API
+    labels: tuple[str, ...] = field(default=(), converter=_aliases)
+    automatic: str = "uniform"
 
     def __attrs_post_init__(self) -> None:
         # The contract's version comes first: what the other fields may hold is up to it.
@@ -89,6 +99,17 @@ class Component:
             )
         if not _TARGET.fullmatch(self.target):
             raise PluginError(f"component {self.name!r} has the target {self.target!r}, not 'package.module:object'.")
+        for label in self.labels:
+            if not _LABEL.fullmatch(label):
+                raise PluginError(
+                    f"component {self.name!r} has the label {label!r}, not 'tool = name' or 'tool ~ name'."
+                )
+
+    @property
+    def known_as(self) -> tuple[tuple[str, str, str, str], ...]:
+        """The labels, each as (tool, ``=`` or ``~``, name, remark)."""
+        found = (_LABEL.fullmatch(label) for label in self.labels)
+        return tuple((m[1], m[2], m[3], m[4] or "") for m in found if m)
 
     def load(self) -> Any:
         """The object named by ``target``.

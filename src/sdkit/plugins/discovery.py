@@ -69,8 +69,8 @@ class Entry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its short name and its aliases."""
-        return (self.component.name, *self.component.aliases)
+        """Its short name, its aliases, and what other tools call it."""
+        return (self.component.name, *self.component.aliases, *(label[2] for label in self.component.known_as))
 
     @property
     def full_name(self) -> str:
@@ -162,7 +162,9 @@ class Registry:
             if answers:
                 full = " and ".join(e.full_name for e in answers)
                 raise AmbiguousComponent(f"The {kind} name {name!r} is answered by {full}; use a full name.")
-        known = [e.component.name for e in entries] + [alias for e in entries for alias in e.component.aliases]
+        if kind == "spacing":
+            self._read(kind, name)
+        known = [each for e in entries for each in e.names if "(" not in each]
         broken = [s.name for s in self.plugins if not s.ok]
         note = f" (plugins that failed to load: {', '.join(broken)}; see `sdkit plugins`)" if broken else ""
         raise UnknownComponent(f"There is no {kind} {name!r}; {nearest(name, known)}{note}")
@@ -192,15 +194,44 @@ class Registry:
             target = self.get(kind, name)
         return call(f"{kind} {name!r}", target, parameters, blame=True)
 
-    def pair(self, text: str) -> tuple[str, str | None]:
-        """A scheduler and, if the name ends in one, a spacing: "DPM++ 2M Karras", ``dpmpp_2m_karras``, ``dpmpp_2m_k``.
+    def pair(self, text: str, spacing: Any = None) -> tuple[str, Any]:
+        """A scheduler and a spacing, from names that may hold both: "DPM++ 2M Karras", ``dpmpp_2m_k``.
 
-        Other tools write both in one name. A scheduler that itself has the whole name comes first.
+        Other tools write both in one name. A scheduler that itself has the whole name comes first; what is no name but
+        another tool's way of writing is read by components of the kind ``vocabulary``: functions ``(kind, text)`` that
+        give such a pair, or None, or raise `UnknownComponent` to say why sdkit has nothing of that name.
+
+        Args:
+            text: The scheduler's name, with or without a spacing.
+            spacing: What was asked for beside it, text or object; "Automatic" is A1111's default for the scheduler.
+
+        Returns:
+            The scheduler's text, and the spacing: what was given, else the text that is implied, else None.
 
         Raises:
             UnknownComponent, AmbiguousComponent: as `find`, about the whole name.
-            ParameterError: what stands in parentheses cannot be read.
+            ParameterError: what stands in parentheses cannot be read, or two different spacings are named.
         """
+        scheduler, implied = self._split(text)
+        automatic = isinstance(spacing, str) and spacing.casefold() == "automatic"
+        if automatic and implied is None:
+            implied = self.find("scheduler", spelling.parse(scheduler)[0]).component.automatic
+        if automatic or spacing is None:
+            return scheduler, implied
+        if implied is not None:
+            made = self.make("spacing", spacing) if isinstance(spacing, str) else spacing
+            if made != self.make("spacing", implied):
+                raise ParameterError(f"{text!r} names the spacing {implied}; leave {spacing!r} out.")
+        return scheduler, spacing
+
+    def _split(self, text: str) -> tuple[str, str | None]:
+        if text.partition("(")[0].strip() in {
+            n for e in self.entries("scheduler") for n in (e.component.name, e.full_name)
+        }:
+            return text, None
+        found = self._read("scheduler", text)
+        if found is not None:
+            return found
         try:
             self.find("scheduler", text)
             return text, None
@@ -211,12 +242,16 @@ class Registry:
             unknown = error
         for ending in sorted({name for e in self.entries("spacing") for name in e.names}, key=len, reverse=True):
             head, tail = text[: -len(ending) - 1], text[-len(ending) - 1 :]
-            if head and tail[:1] in (" ", "_") and tail[1:].casefold() == ending.casefold():
+            if head and tail[:1] in (" ", "_", "+") and tail[1:].casefold() == ending.casefold():
                 try:
-                    return self.find("scheduler", head).component.name, self.find("spacing", ending).component.name
+                    return self.find("scheduler", head).component.name, self.find("spacing", tail[1:]).component.name
                 except UnknownComponent:
                     continue
         raise unknown
+
+    def _read(self, kind: str, text: str) -> tuple[str, str | None] | None:
+        answers = (entry.component.load()(kind, text) for entry in self.entries("vocabulary"))
+        return next((answer for answer in answers if answer is not None), None)
 
     def spell(self, kind: str, value: object) -> str | None:
         """The text from which `make` makes ``value`` again, or None if no component does.

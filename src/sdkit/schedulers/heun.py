@@ -60,4 +60,4 @@ class Heun:
             weight = area * (stop.alpha + stop.sigma) / (start.alpha + start.sigma)
         else:
             weight = area * stop.alpha / start.alpha
-        return Step(predicted + (again - denoised) * weight, denoised, None)
+        return Step(predicted.add(again - denoised, alpha=weight), denoised, None)

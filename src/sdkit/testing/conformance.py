@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 from sdkit.testing.rules import Rule, Skip, apply, catalogue
 
 __all__ = [
+    "AdapterConformance",
     "DecoderConformance",
+    "NoiseConformance",
     "ParametrizationConformance",
     "PluginConformance",
     "ScheduleConformance",
@@ -91,6 +93,18 @@ class DecoderConformance(_Conformance):
     """Every rule for decoders; a subclass sets ``decoder``."""
 
     subject = "decoder"
+
+
+class NoiseConformance(_Conformance):
+    """Every rule for noise; a subclass sets ``noise`` to what makes a run's noise from its seeds and levels."""
+
+    subject = "noise"
+
+
+class AdapterConformance(_Conformance):
+    """Every rule for adapters; a subclass sets ``adapter`` to an `Adaptation`."""
+
+    subject = "adapter"
 
 
 class PluginConformance(_Conformance):

@@ -1,4 +1,4 @@
-"""The rules for spacings, noise schedules, parametrizations, decoders and plugins."""
+"""The rules for spacings, noise schedules, parametrizations, decoders, noise and plugins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from sdkit.errors import GridError, LevelError, ParameterError
 from sdkit.levels import Grid, Level
-from sdkit.noise import AddressedNoise
-from sdkit.plugins import Entry
+from sdkit.noise import AddressedNoise, NoiseMaker
+from sdkit.plugins import Entry, registry
 from sdkit.protocols import Decoder, NoiseSchedule, Parametrization, Spacing
-from sdkit.testing.rules import NonConformance, Skip, rule
+from sdkit.spacings import Karras, Trailing
+from sdkit.testing.rules import NonConformance, Skip, global_state_watched, rule
 from sdkit.testing.strategies import SCHEDULES
 
 __all__ = [
@@ -24,10 +26,17 @@ __all__ = [
     "check_decoder_items_of_a_batch",
     "check_decoder_output",
     "check_decoder_round_trip",
+    "check_noise_distribution",
+    "check_noise_global_state",
+    "check_noise_items_of_a_batch",
+    "check_noise_output",
+    "check_noise_purity",
+    "check_noise_start",
     "check_parametrization_in_scale",
     "check_parametrization_inverse",
     "check_plugin_components_load",
     "check_plugin_imports_no_torch",
+    "check_plugin_spelling",
     "check_plugin_summaries",
     "check_schedule_clean",
     "check_schedule_inverse",
@@ -90,14 +99,17 @@ def check_spacing_increases(spacing: Spacing) -> None:
 
 @rule(
     "spacing",
-    text="The first level is the schedule's noisiest and the last is clean, unless the spacing declares otherwise.",
-    why="Starting lower gives washed-out pictures; not ending clean leaves noise in them.",
+    text="The first level is the schedule's noisiest and the last is clean, unless the spacing declares otherwise; "
+    "even then it begins with at least half as much noise as signal.",
+    why="Starting lower gives washed-out pictures, or none at all; not ending clean leaves noise in them.",
     hint="Declare `starts_noisiest = False` or `ends_clean = False` on the class if that is what the spacing is for.",
 )
 def check_spacing_ends(spacing: Spacing) -> str:
     """Ends, or their declaration."""
     starts, ends = getattr(spacing, "starts_noisiest", True), getattr(spacing, "ends_clean", True)
     for name, steps, schedule, grid in _grids(spacing):
+        much = grid[0].noise_to_signal
+        _demand(much >= 0.5, f"{steps} steps on {name} start with {much:.2g} of noise to signal, as good as clean.")
         if starts:
             _demand(
                 grid[0] == schedule.noisiest, f"{steps} steps on {name} start at {grid[0]}, not {schedule.noisiest}."
@@ -291,6 +303,110 @@ def check_decoder_round_trip(decoder: Decoder[Tensor]) -> str:
     return f"off by {error:.3f} on average"
 
 
+def _noise_grid() -> Grid:
+    return Karras()(SCHEDULES["scaled-linear"], 6)[:-1]
+
+
+def _draws(noise: NoiseMaker, seeds: tuple[int, ...], like: Tensor) -> list[Tensor]:
+    """The start of a run and the noise of each of its steps."""
+    grid = _noise_grid()
+    source = noise(seeds, grid)
+    return [source.initial(like), *(source(like, *interval) for interval in itertools.pairwise(grid))]
+
+
+@rule(
+    "noise",
+    text="Noise has the shape, dtype and device it is asked for, and is finite.",
+    why="Latents are float32, and float64 where they were given so; a source must not decide that.",
+    hint="A tensor made without like.",
+)
+def check_noise_output(noise: NoiseMaker) -> None:
+    """Shape, dtype, finite."""
+    for dtype in (torch.float32, torch.float64):
+        like = torch.empty(2, 3, 5, 7, dtype=dtype)
+        for draw in _draws(noise, (1, 2), like):
+            _demand(draw.shape == like.shape, f"noise of shape {tuple(draw.shape)}, not {tuple(like.shape)}.")
+            _demand((draw.dtype, draw.device) == (dtype, like.device), f"noise is {draw.dtype} on {draw.device}.")
+            _demand(bool(torch.isfinite(draw).all()), "noise is not finite.")
+
+
+@rule(
+    "noise",
+    text="The same seeds and interval give the same noise, whatever was asked before; `like` is not read or changed.",
+    why="Retry, preview and a run that goes on after a pause must see what the straight run saw.",
+    hint="A generator that is drawn from in the order of the questions; noise made in place.",
+)
+def check_noise_purity(noise: NoiseMaker) -> None:
+    """Asked backwards and twice."""
+    grid, like = _noise_grid(), torch.full((2, 3, 8), 0.5, dtype=torch.float64)
+    first, source = _draws(noise, (1, 2), like), noise((1, 2), grid)
+    for _ in range(2):
+        for i in reversed(range(len(grid))):
+            again = source(like, grid[i - 1], grid[i]) if i else source.initial(like)
+            _demand(torch.equal(again, first[i]), f"draw {i} is another one when asked for in another order.")
+    _demand(bool((like == 0.5).all()), "the latents it was asked for were changed.")
+
+
+@rule(
+    "noise",
+    text="The noise of image k depends on its seed alone, not on the others in the batch.",
+    why="People look for the good one among eight and want it again.",
+    hint="One draw for the whole batch; a generator for the first seed only.",
+)
+def check_noise_items_of_a_batch(noise: NoiseMaker) -> None:
+    """Items do not see each other."""
+    like = torch.empty(3, 2, 9, dtype=torch.float64)
+    together = _draws(noise, (5, 6, 7), like)
+    for k, seed in enumerate((5, 6, 7)):
+        alone = _draws(noise, (seed,), like[:1])
+        same = all(torch.equal(draw[k : k + 1], single) for draw, single in zip(together, alone, strict=True))
+        _demand(same, f"image {k} of three gets other noise than alone.")
+
+
+@rule(
+    "noise",
+    text="What a run starts from does not depend on its levels.",
+    why="A seed keeps its composition when steps, spacing or schedule are changed; people count on it.",
+    hint="The grid in the address of the start.",
+)
+def check_noise_start(noise: NoiseMaker) -> None:
+    """The same start on another grid."""
+    like, other = torch.empty(1, 2, 9, dtype=torch.float64), Trailing()(SCHEDULES["flow"], 3)
+    starts = [noise((3,), grid).initial(like) for grid in (_noise_grid(), other)]
+    _demand(torch.equal(*starts), "on another grid the run starts from other noise.")
+
+
+@rule(
+    "noise",
+    text="Noise is standard normal; intervals that do not overlap, the start, and other seeds are independent.",
+    why="Noise with another spread, or seen twice, ends in the picture as grain or as a smear.",
+    hint="A root forgotten over the length of an interval; one seed for several streams.",
+)
+def check_noise_distribution(noise: NoiseMaker) -> str:
+    """Distance from the normal distribution, and correlations, over 20,000 numbers of each draw."""
+    count = 20_000
+    draws = _draws(noise, (1, 2), torch.empty(2, 1, count, dtype=torch.float64))
+    rows = torch.stack(draws).reshape(-1, count)
+    shares = torch.special.ndtr(rows.sort(dim=1).values)
+    distance = float((shares - (torch.arange(count) + 0.5) / count).abs().max())
+    _demand(distance < 0.025, f"a draw is {distance:.3f} away from the normal distribution (chance explains 0.015).")
+    other = float((torch.corrcoef(rows) - torch.eye(len(rows), dtype=torch.float64)).abs().max())
+    _demand(other < 0.05, f"two draws are correlated by {other:.2f} (chance explains 0.03).")
+    return f"{distance:.3f} from normal, correlated by {other:.3f}"
+
+
+@rule(
+    "noise",
+    text="Asking for noise neither draws from nor changes a global random state.",
+    why="Seeds would not reproduce, and threads would disturb each other.",
+    hint="torch.manual_seed, torch.randn without a generator, np.random.",
+)
+def check_noise_global_state(noise: NoiseMaker) -> None:
+    """Global generators are untouched."""
+    with global_state_watched():
+        _draws(noise, (1, 2), torch.empty(2, 3, 5))
+
+
 @rule(
     "plugin",
     text="The component can be imported.",
@@ -322,12 +438,45 @@ def check_plugin_summaries(entry: Entry) -> None:
 )
 def check_plugin_imports_no_torch(entry: Entry) -> None:
     """Discovery in a process of its own."""
+    code, said = _discovered_alone(entry.plugin)
+    if "not found" in said:
+        raise Skip("the plugin is registered in this process only")
+    _demand(code == 0, "discovery imports torch." if "torch" in said else said.strip()[-200:])
+
+
+@cache
+def _discovered_alone(plugin: str) -> tuple[int, str]:
+    """Exit code and stderr of a process that discovers the plugin; once for all its components."""
     code = (
         "import sys; from sdkit import registry\n"
-        f"assert {entry.plugin!r} in [p.name for p in registry().plugins if p.ok], 'not found'\n"
+        f"assert {plugin!r} in [p.name for p in registry().plugins if p.ok], 'not found'\n"
         "assert 'torch' not in sys.modules, 'torch'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if "not found" in done.stderr:
+    return done.returncode, done.stderr
+
+
+@rule(
+    "plugin",
+    text="What a scheduler, spacing, noise or modifier is made into can be written as text, and the text makes it "
+    "again.",
+    why="The text is what a picture's file carries and `sdkit rerun` reads.",
+    hint="An object whose class is not registered, or one without attrs fields that takes parameters; give it `==`.",
+)
+def check_plugin_spelling(entry: Entry) -> str:
+    """There and back."""
+    kind, known = entry.component.kind, registry()
+    if kind not in ("scheduler", "spacing", "noise", "modifier"):
+        raise Skip(f"a {kind} does not travel as text")
+    if entry not in known.entries(kind):
         raise Skip("the plugin is registered in this process only")
-    _demand(done.returncode == 0, "discovery imports torch." if "torch" in done.stderr else done.stderr.strip()[-200:])
+    try:
+        made = known.make(kind, entry.full_name)
+    except ParameterError as error:
+        raise Skip(f"it has no defaults: {error}") from error
+    text = known.spell(kind, made)
+    _demand(text is not None, f"its {type(made).__name__} cannot be written as text.")
+    again = known.make(kind, str(text))
+    plain = "__eq__" not in vars(type(made))
+    _demand(type(again) is type(made) and (plain or again == made), f"{text!r} makes another one again.")
+    return str(text)

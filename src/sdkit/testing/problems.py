@@ -140,7 +140,8 @@ class Mixture:
             predictions.append(mean + away * (level.alpha * scale**2 / root**2))
         return (torch.softmax(torch.stack(logs), dim=0) * torch.stack(predictions)).sum(0)
 
-    def _below(self, x: Tensor, level: Level) -> Tensor:
+    def below(self, x: Tensor, level: Level) -> Tensor:
+        """The share of the distribution at ``level`` that lies below ``x``."""
         parts = self._parts(level)
         return torch.stack(
             [share * torch.special.ndtr((x - level.alpha * mean) / r) for share, mean, _, r in parts]
@@ -151,7 +152,7 @@ class Mixture:
         low, high = torch.full_like(share, -reach), torch.full_like(share, reach)
         for _ in range(80):
             middle = (low + high) / 2
-            under = self._below(middle, level) < share
+            under = self.below(middle, level) < share
             low, high = torch.where(under, middle, low), torch.where(under, high, middle)
         return (low + high) / 2
 
@@ -161,4 +162,4 @@ class Mixture:
 
     def flow(self, x: Tensor, start: Level, stop: Level, /) -> Tensor:
         """The points with the same shares below them."""
-        return self._quantile(self._below(x.double(), start), stop).to(x)
+        return self._quantile(self.below(x.double(), start), stop).to(x)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import frozen
 
-__all__ = ["NonConformance", "Outcome", "Rule", "Skip", "catalogue", "rule", "run"]
+__all__ = ["NonConformance", "Outcome", "Rule", "Skip", "catalogue", "global_state_watched", "rule", "run"]
 
 
 class NonConformance(AssertionError):
@@ -55,6 +56,8 @@ _LETTERS = {
     "schedule": "N",
     "parametrization": "P",
     "decoder": "D",
+    "noise": "W",
+    "adapter": "A",
     "plugin": "X",
 }
 _RULES: dict[str, list[Rule]] = {subject: [] for subject in _LETTERS}
@@ -148,3 +151,21 @@ def apply(entry: Rule, part: Any, *, examples: int = 25) -> object:
     if skipped and not tried:
         raise skipped[0]
     return ""
+
+
+@contextmanager
+def global_state_watched() -> Iterator[None]:
+    """A scope in which torch's, numpy's and Python's global random states must stay as they are."""
+    import random
+
+    import numpy as np
+    import torch
+
+    def look() -> tuple[bytes, bytes, int, object]:
+        words = np.random.get_state(legacy=False)["state"]
+        return torch.get_rng_state().numpy().tobytes(), words["key"].tobytes(), int(words["pos"]), random.getstate()
+
+    before = look()
+    yield
+    if look() != before:
+        raise NonConformance("a global random state was drawn from or changed.")

@@ -169,7 +169,7 @@ def load(*, device: str = "cpu", folder: str | os.PathLike[str] | None = None) -
         summary=f"Emoji-like pictures of {len(concepts)} concepts in the styles {_list(styles)}",
         prediction="flow",
         scheduler="euler",
-        spacing="uniform",
+        spacing="trailing",
         steps=50,
         guidance=config["guidance"],
         sha256=hashlib.sha256(b"".join(files[part] for part in parts)).hexdigest(),

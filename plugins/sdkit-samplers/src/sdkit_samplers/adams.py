@@ -12,11 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from attrs import field, frozen
 
 from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
-from sdkit_samplers.moves import Past, add, noise_of, toward
+from sdkit_samplers.moves import Past, exponential_moments, fitted, noise_of, toward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,26 +37,19 @@ def polynomial_weights(nodes: Sequence[float], start: float, stop: float) -> lis
     In the variable ``(v - start) / (stop - start)``, where the moments are ``1 / (k + 1)`` and well scaled.
     """
     width = stop - start
-    scaled = (np.asarray(nodes, dtype=np.float64) - start) / width
-    matrix = np.vander(scaled, increasing=True).T
-    moments = 1 / np.arange(1.0, len(nodes) + 1)
-    return [float(weight) * width for weight in np.linalg.solve(matrix, moments)]
+    scaled = [(node - start) / width for node in nodes]
+    return [weight * width for weight in fitted(scaled, [1 / (k + 1) for k in range(len(nodes))])]
 
 
 def logarithmic_weights(nodes: Sequence[float], start: float, stop: float) -> list[float]:
     """Integrals over ``s`` from ``e^start`` to ``e^stop`` of the Lagrange polynomials in ``log s`` through ``nodes``.
 
-    ``ds = e^v dv`` with ``v = log s``; by Gauss and Legendre's rule with 24 points, exact to the last digits for the
-    widths that occur, and free of the cancellation that the closed form suffers from.
+    ``ds = e^v dv`` with ``v = log s``, and ``s`` falls. In ``u = (v - stop) / (start - stop)``, which goes from 1 to 0,
+    the moments are those of the exponential, and the weights do not suffer from the closed form's cancellation.
     """
-    points, areas = np.polynomial.legendre.leggauss(24)
-    v = start + (stop - start) * (points + 1) / 2
-    density = np.exp(v) * areas * (stop - start) / 2
-    weights = []
-    for j, node in enumerate(nodes):
-        others = [other for i, other in enumerate(nodes) if i != j]
-        weights.append(float(sum(density * math.prod(((v - o) / (node - o) for o in others), start=np.ones_like(v)))))
-    return weights
+    width = start - stop
+    scaled = [(node - stop) / width for node in nodes]
+    return [-math.exp(start) * weight for weight in fitted(scaled, exponential_moments(len(nodes), width))]
 
 
 def _advance(
@@ -71,15 +63,15 @@ def _advance(
     weigh: Callable[[Sequence[float]], list[float]],
 ) -> Step[Past]:
     """Euler's step plus the weighted differences of noise, ``weigh`` given the nodes as values of ``-L = log s``."""
-    moved = toward(x, denoised, start, stop)
-    after = past.push(eps, start.log_snr, order - 1)
+    weights: list[float] = []
     if past.values and math.isfinite(start.log_snr):
-        weights = weigh([-start.log_snr, *(-log_snr for log_snr in past.log_snrs)])
-        # the weights sum to s' - s, which Euler's step has already given to the newest noise
-        differences = [(weight, old) for weight, old in zip(weights[1:], past.values, strict=True)]
-        moved = add(moved, *((stop.alpha * weight, old) for weight, old in differences))
-        moved = moved.add_(eps, alpha=-stop.alpha * math.fsum(weight for weight, _ in differences))
-    return Step(moved, denoised, after)
+        _, *weights = weigh([-start.log_snr, *(-log_snr for log_snr in past.log_snrs)])
+    # the weights sum to s' - s, so the newest noise gets what Euler's step gives it, less what the others get
+    ratio = (stop.sigma - stop.alpha * math.fsum(weights)) / start.sigma
+    moved = (x * ratio).add_(denoised, alpha=stop.alpha - start.alpha * ratio)
+    for weight, old in zip(weights, past.values, strict=False):
+        moved.add_(old, alpha=stop.alpha * weight)
+    return Step(moved, denoised, past.push(eps, start.log_snr, order - 1))
 
 
 @frozen

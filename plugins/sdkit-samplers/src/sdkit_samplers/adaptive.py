@@ -138,7 +138,7 @@ class DpmAdaptive:
     @property
     def traits(self) -> Traits:
         """Order of the better estimate, however fine the grid; evaluations as the picture needs them."""
-        return Traits(self.order, None, False, True, None)
+        return Traits(self.order, None, False, True, None, adaptive=True)
 
     def init(self, x: Tensor, grid: Grid, /) -> float:
         """The first step to try."""

@@ -3,26 +3,30 @@
 The noise of an interval is the increment of one Brownian path over it, scaled to variance 1. The path's time is
 ``v(L) = 1 / (1 + e^(2L))``, the share of noise in a variance-preserving latent: it falls from 1 (no signal) to 0
 (clean), so every interval of levels is an interval of [0, 1]. The path itself is found by bisection: the value in the
-middle of an interval, given its ends, is a Brownian bridge's, drawn from the address of that interval. No state, no
-tree in memory: the same interval gives the same increment, and those of neighbouring intervals add up.
+middle of an interval, given its ends, is a Brownian bridge's, drawn from the address of that interval. No tree is kept:
+the same interval gives the same increment whatever was asked before, and those of neighbouring intervals add up.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections import OrderedDict
+from typing import Any
 
+import torch
 from attrs import field, frozen
+from torch import Tensor
 
-from sdkit import AddressedNoise, Level, NoiseError
+from sdkit import AddressedNoise, Grid, Level, NoiseError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["Brownian", "BrownianNoise"]
 
-__all__ = ["BrownianNoise"]
-
-DEPTH = 28
-"""Bisections: times are told apart to 2^-28 of the whole, as far as addresses of nodes are."""
+FINE = 2.0**-20
+"""Where bisection ends: the path is a straight line inside this share of the nearer end's distance."""
+CLOSE = 2.0**-14
+"""Over less than this share of it, that line would show: the increment would have less than its variance."""
+KEPT = 4
+"""Values of the path a source remembers, since the next interval begins where this one ends."""
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
@@ -47,44 +51,62 @@ class BrownianNoise:
 
     seeds: tuple[int, ...] = field(converter=_seeds)
     stream: str = ""
+    _recent: OrderedDict[tuple[Any, float], Tensor] = field(factory=OrderedDict, init=False, eq=False, repr=False)
 
     def initial(self, like: Tensor, /) -> Tensor:
         """Noise for the start of a run, as `sdkit.AddressedNoise` gives it."""
         return AddressedNoise(self.seeds, self.stream).initial(like)
 
     def __call__(self, like: Tensor, start: Level, stop: Level, /) -> Tensor:
-        """The increment between the two levels over the root of the time between them, in float64 until the end."""
-        times = sorted((_time(start), _time(stop)))
-        if times[1] - times[0] < 2.0**-DEPTH:
-            raise NoiseError(f"{start} and {stop} are too close for a Brownian path to tell them apart.")
-        exact = like.double()
-        increment = self._value(exact, times[1]) - self._value(exact, times[0])
-        return (increment / math.sqrt(times[1] - times[0])).to(like.dtype)
+        """The increment between the two levels over the root of the time between them; on the CPU in float64, moved.
 
-    def _value(self, like: Tensor, time: float) -> Tensor:
+        Raises:
+            NoiseError: the levels are too close to each other.
+        """
+        low, high = sorted((_time(start), _time(stop)))
+        if high - low < CLOSE * max(min(low, 1 - low), min(high, 1 - high)) or low == high:
+            raise NoiseError(
+                f"{start} and {stop} are too close for a Brownian path to tell them apart; take fewer steps, or the "
+                "noise 'addressed'."
+            )
+        increment = self._value(like.shape, high) - self._value(like.shape, low)
+        return (increment / math.sqrt(high - low)).to(device=like.device, dtype=like.dtype)
+
+    def _value(self, shape: torch.Size, time: float) -> Tensor:
+        key = (tuple(shape), time)
+        value = self._recent.get(key)
+        if value is None:
+            value = self._recent[key] = self._path(torch.empty(shape, dtype=torch.float64), time)
+            if len(self._recent) > KEPT:
+                self._recent.popitem(last=False)
+        return value
+
+    def _path(self, like: Tensor, time: float) -> Tensor:
         """The path at ``time`` in [0, 1]."""
-        draw = AddressedNoise(self.seeds, f"{self.stream}|brownian")
 
         def normal(depth: int, index: int) -> Tensor:
-            # an address is an interval of levels; bisection nodes are numbered by depth and place instead
-            return draw(like, Level(0, math.exp(-depth), 1), Level(0, math.exp(1 + index / 2.0**depth), 1))
+            return AddressedNoise(self.seeds, f"{self.stream}|brownian-1|{depth}|{index}").initial(like)
 
         low, high = 0.0, 1.0
-        at_low, at_high = like * 0, normal(0, 0)
-        index = 0
-        for depth in range(1, DEPTH + 1):
-            if time in (low, high):
-                break
-            middle = (low + high) / 2
-            spread = math.sqrt((high - low) / 4)
-            at_middle = (at_low + at_high) / 2 + normal(depth, index) * spread
+        at_low, at_high = torch.zeros_like(like), normal(0, 0)
+        depth, index = 0, 0
+        while time not in (low, high) and high - low > FINE * min(time, 1 - time):
+            middle, depth = (low + high) / 2, depth + 1
+            at_middle = (at_low + at_high).div_(2).add_(normal(depth, index), alpha=math.sqrt((high - low) / 4))
             if time < middle:
                 high, at_high, index = middle, at_middle, 2 * index
             else:
                 low, at_low, index = middle, at_middle, 2 * index + 1
-        if time == low:
-            return at_low
-        if time == high:
-            return at_high
-        share = (time - low) / (high - low)
-        return at_low * (1 - share) + at_high * share
+        return torch.lerp(at_low, at_high, (time - low) / (high - low))
+
+
+@frozen
+class Brownian:
+    """`BrownianNoise`: what an SDE's solver wants, whose picture then converges as steps become many.
+
+    A scheduler whose draws overlap in time gets draws that have that in common, as increments of one path do.
+    """
+
+    def __call__(self, seeds: tuple[int, ...], grid: Grid, /) -> BrownianNoise:
+        """The noise of a run; the same path on every grid."""
+        return BrownianNoise(seeds)

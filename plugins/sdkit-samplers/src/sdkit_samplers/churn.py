@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from sdkit import Grid, Heun, Level, Noise, Step, Traits, between
 from sdkit_samplers.moves import check_range, sde_traits, toward
@@ -27,10 +27,11 @@ MOST = math.sqrt(2) - 1
 
 @frozen
 class ChurnState:
-    """What a run has to know: how many steps there are, and the ``L`` it started from."""
+    """What a run has to know: how many steps there are, the ``L`` it started from, and where the last step did."""
 
     steps: int
     noisiest: float
+    before: Level
 
 
 @frozen
@@ -57,7 +58,8 @@ class _Churn:
         fresh = raised.sigma * math.sqrt(-math.expm1(2 * (log_snr - start.log_snr)))
         moved = x * scale
         if self.s_noise:
-            moved = moved.add_(noise(x, raised, start), alpha=fresh * self.s_noise)
+            # the interval before, of which nobody else has noise: those from raised levels to their starts overlap
+            moved = moved.add_(noise(x, state.before, start), alpha=fresh * self.s_noise)
         return moved, raised
 
 
@@ -91,15 +93,15 @@ class EulerChurn:
 
     def init(self, x: Tensor, grid: Grid, /) -> ChurnState:
         """Number of steps, and where the run starts."""
-        return ChurnState(len(grid) - 1, grid[0].log_snr)
+        return ChurnState(len(grid) - 1, grid[0].log_snr, grid[0])
 
     def step(
         self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: ChurnState, noise: Noise, /
     ) -> Step[ChurnState]:
         """One evaluation, at the raised level."""
-        x, start = _Churn(self.churn, self.s_min, self.s_max, self.s_noise)(x, start, stop, state, noise)
-        denoised = denoise(x, start)
-        return Step(toward(x, denoised, start, stop), denoised, state)
+        x, raised = _Churn(self.churn, self.s_min, self.s_max, self.s_noise)(x, start, stop, state, noise)
+        denoised = denoise(x, raised)
+        return Step(toward(x, denoised, raised, stop), denoised, evolve(state, before=start))
 
 
 @frozen
@@ -129,15 +131,15 @@ class HeunChurn:
 
     def init(self, x: Tensor, grid: Grid, /) -> ChurnState:
         """Number of steps, and where the run starts."""
-        return ChurnState(len(grid) - 1, grid[0].log_snr)
+        return ChurnState(len(grid) - 1, grid[0].log_snr, grid[0])
 
     def step(
         self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: ChurnState, noise: Noise, /
     ) -> Step[ChurnState]:
         """Two evaluations, the first at the raised level; one on a step that ends clean."""
-        x, start = _Churn(self.churn, self.s_min, self.s_max, self.s_noise)(x, start, stop, state, noise)
-        step = Heun().step(denoise, x, start, stop, None, noise)
-        return Step(step.x, step.denoised, state)
+        x, raised = _Churn(self.churn, self.s_min, self.s_max, self.s_noise)(x, start, stop, state, noise)
+        step = Heun().step(denoise, x, raised, stop, None, noise)
+        return Step(step.x, step.denoised, evolve(state, before=start))
 
 
 def _check(churn: float, s_min: float, s_max: float, s_noise: float) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ErSde"]
 
+POINTS, AREAS = np.polynomial.legendre.leggauss(24)
+"""Gauss and Legendre's rule on the interval from -1 to 1."""
+
 
 def phi(s: float | NDArray[np.float64]) -> NDArray[np.float64]:
     """The noise scale function the authors found best, ``s (e^(s^0.3) + 10)`` (ER-SDE 5 in their table)."""
@@ -82,9 +85,8 @@ class ErSde:
         ratio = float(phi(s_next) / phi(s))
         moved = add(x * (ratio * stop.alpha / start.alpha), (stop.alpha * (1 - ratio), denoised))
         width = s_next - s
-        points, areas = np.polynomial.legendre.leggauss(24)
-        v = math.log(s) + (math.log(s_next) - math.log(s)) * (points + 1) / 2
-        u, areas = np.exp(v), np.exp(v) * areas * (math.log(s) - math.log(s_next)) / 2
+        v = math.log(s) + (math.log(s_next) - math.log(s)) * (POINTS + 1) / 2
+        u, areas = np.exp(v), np.exp(v) * AREAS * (math.log(s) - math.log(s_next)) / 2
         if state.values:
             s1 = math.exp(-state.log_snrs[0])
             weight = width + float(np.sum(areas / phi(u))) * float(phi(s_next))

@@ -18,7 +18,6 @@ from sdkit_samplers.moves import (
     check_range,
     data_weights,
     decay,
-    exponential_integral,
     exponential_step,
     sde_traits,
     step_size,
@@ -52,9 +51,9 @@ def _advance(
     values = (denoised, *past.values[:usable])
     nodes = [0.0, *((log_snr - start.log_snr) / h for log_snr in past.log_snrs[:usable])]
     if usable == 0:
-        weights = [exponential_integral(0, stretched)]
+        weights = [-math.expm1(-stretched)]
     elif midpoint:
-        whole = exponential_integral(0, stretched)
+        whole = -math.expm1(-stretched)
         slope = whole / (2 * -nodes[1])
         weights = [whole + slope, -slope]
     else:

@@ -18,7 +18,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from attrs import frozen
 
 from sdkit import Level, ParameterError, Traits
@@ -34,7 +33,9 @@ __all__ = [
     "data_weights",
     "decay",
     "exponential_integral",
+    "exponential_moments",
     "exponential_step",
+    "fitted",
     "noise_of",
     "sde_traits",
     "step_size",
@@ -68,7 +69,7 @@ def toward(x: Tensor, denoised: Tensor, start: Level, stop: Level) -> Tensor:
 
 def noise_of(x: Tensor, denoised: Tensor, level: Level) -> Tensor:
     """``e = (x - alpha D) / sigma``."""
-    return (x - denoised * level.alpha) / level.sigma
+    return x.sub(denoised, alpha=level.alpha).div_(level.sigma)
 
 
 def add(x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
@@ -91,27 +92,34 @@ def decay(h: float, rate: float) -> float:
 
 
 def exponential_integral(k: int, h: float) -> float:
-    """``integral of e^(-(h - tau)) (tau / h)^k`` over tau from 0 to h, accurate for every h > 0.
+    """``integral of e^(-(h - tau)) (tau / h)^k`` over tau from 0 to h, accurate for every h > 0."""
+    return exponential_moments(k + 1, h)[k]
 
-    ``k = 0`` is ``1 - e^(-h)``. For small h by its series ``h k! sum_j (-h)^j / (k + j + 1)!``, since the recurrence
-    ``I_k = 1 - (k / h) I_(k-1)`` loses digits there.
+
+def exponential_moments(count: int, h: float) -> list[float]:
+    """`exponential_integral` for k from 0 to ``count - 1``; the first is ``1 - e^(-h)``.
+
+    The recurrence ``I_k = 1 - (k / h) I_(k-1)`` loses digits upward where h is small. There the last one comes from its
+    series ``h k! sum_j (-h)^j / (k + j + 1)!``, and the others from the recurrence downward, which gains digits.
     """
-    if k == 0:
-        return -math.expm1(-h)
+    moments = [-math.expm1(-h)] * count
     if math.isinf(h):
-        return 1.0
-    if h < 2:
-        term = h / (k + 1)
-        total, j = term, 0
+        return [1.0] * count
+    if h >= 2:
+        for k in range(1, count):
+            moments[k] = 1 - k / h * moments[k - 1]
+    elif count > 1:
+        last = count - 1
+        term = total = h / count
+        j = 0
         while abs(term) > 1e-18 * abs(total):
             j += 1
-            term *= -h / (k + j + 1)
+            term *= -h / (count + j)
             total += term
-        return total
-    value = -math.expm1(-h)
-    for i in range(1, k + 1):
-        value = 1 - i / h * value
-    return value
+        moments[last] = total
+        for k in range(last, 1, -1):
+            moments[k - 1] = (1 - moments[k]) * h / k
+    return moments
 
 
 def data_weights(nodes: Sequence[float], h: float, *, stop: float = 1.0) -> list[float]:
@@ -119,10 +127,26 @@ def data_weights(nodes: Sequence[float], h: float, *, stop: float = 1.0) -> list
 
     The integral is that of ``e^(-(g - tau))`` times the polynomial over tau from 0 to ``g = stop * h``.
     """
-    g = stop * h
-    moments = [exponential_integral(k, g) * stop**k for k in range(len(nodes))]
-    matrix = np.vander(np.asarray(nodes, dtype=np.float64), increasing=True).T
-    return [float(weight) for weight in np.linalg.solve(matrix, np.asarray(moments))]
+    moments = exponential_moments(len(nodes), stop * h)
+    return fitted(nodes, [moment * stop**k for k, moment in enumerate(moments)])
+
+
+def fitted(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Weights with ``sum_j weight_j node_j^k = moment_k`` for k from 0: quadrature exact on polynomials.
+
+    Source: Bjorck and Pereyra 1970, https://doi.org/10.1090/S0025-5718-1970-0290541-1 (dual system); on host numbers,
+    since a library call for two to five of them costs more than all the rest of a step.
+    """
+    weights, count = list(moments), len(nodes)
+    for k in range(count - 1):
+        for i in range(count - 1, k, -1):
+            weights[i] -= nodes[k] * weights[i - 1]
+    for k in range(count - 2, -1, -1):
+        for i in range(k + 1, count):
+            weights[i] /= nodes[i] - nodes[i - k - 1]
+        for i in range(k, count - 1):
+            weights[i] -= weights[i + 1]
+    return weights
 
 
 def exponential_step(
@@ -133,8 +157,11 @@ def exponential_step(
     terms: Sequence[tuple[float, Tensor]],
 ) -> Tensor:
     """``(sigma' / sigma) e^(-eta h) x + alpha' (sum of weight * prediction)``: the data form without its noise."""
-    kept = stop.sigma / start.sigma * decay(step_size(start, stop), eta)
-    return add(x * kept, *((stop.alpha * weight, denoised) for weight, denoised in terms))
+    kept = stop.sigma / start.sigma
+    moved = x * (kept if eta == 0 else kept * decay(step_size(start, stop), eta))
+    for weight, denoised in terms:
+        moved.add_(denoised, alpha=stop.alpha * weight)
+    return moved
 
 
 def ancestral(start: Level, stop: Level, eta: float) -> tuple[float, float]:

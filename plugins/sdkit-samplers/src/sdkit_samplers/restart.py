@@ -22,14 +22,25 @@ __all__ = ["Restart", "RestartState"]
 
 @frozen
 class RestartState:
-    """The levels of the run: a restart never goes above the first, and comes down along the others."""
+    """The levels of the run: a restart never goes above the first, and comes down along the others.
+
+    Attributes:
+        grid: All levels of the run.
+        turn: Place in the grid of the level the restarts go out from, or None where there are none.
+    """
 
     grid: Grid
+    turn: int | None
 
 
 @frozen
 class Restart:
-    """Heun's method; when ``s`` has come down past ``s_min``, up to ``s_max`` and down again, ``times`` times.
+    """Heun's method; when ``s`` has come down to ``s_min``, up to ``s_max`` and down again, ``times`` times.
+
+    The turn is made at the first level at or below ``s_min``; on a grid with so few levels that none is, and only clean
+    comes after, at the last one that has noise (the authors, too, move ``s_min`` to a level of the grid). The way up
+    ends at ``s_max``, or at the run's first level if that is lower: a network is asked nothing noisier than where the
+    run starts. If that is not above the turn, as on a grid of one step, there is nothing to go back to: plain Heun.
 
     The way down again goes along the grid's own levels or, with ``steps``, along that many steps even in ``s^(1/7)``.
     Noise forgets errors that the way down has made; the deterministic steps keep the new ones small.
@@ -58,36 +69,48 @@ class Restart:
 
     @property
     def traits(self) -> Traits:
-        """Order 2 without restarts, weakly 1 with them (with ``steps``, as far as these allow).
+        """Order 2 without restarts, weakly 1 with them; none with ``steps``, whose error stays however fine the grid.
 
         The step that restarts costs two evaluations for each step of each way down, as many as the grid decides.
         """
-        most = 2 if self.times == 0 else None if self.steps is None else 2 + 2 * self.times * self.steps
-        return Traits(1 if self.times else 2, None, self.times > 0, True, most)
+        if self.times == 0:
+            return Traits(2, None, False, True, 2)
+        if self.steps is None:
+            return Traits(1, None, True, True, None)
+        return Traits(0, None, True, True, 2 + 2 * self.times * self.steps)
 
     def init(self, x: Tensor, grid: Grid, /) -> RestartState:
-        """The levels of the run."""
-        return RestartState(grid)
+        """The levels of the run, and the turn."""
+        noisy = [i for i, level in enumerate(grid) if level.sigma > 0]
+        turn = next((i for i in noisy if grid[i].noise_to_signal <= self.s_min), noisy[-1])
+        worth = self.times and self._top(grid) > grid[turn].noise_to_signal * (1 + 1e-6)
+        return RestartState(grid, turn if worth else None)
 
     def step(
         self, denoise: Denoise, x: Tensor, start: Level, stop: Level, state: RestartState, noise: Noise, /
     ) -> Step[RestartState]:
-        """Two evaluations, more on the step that comes down past ``s_min``."""
+        """Two evaluations, more on the step that comes down to the turn."""
         heun = Heun()
         step = heun.step(denoise, x, start, stop, None, noise)
-        low, top_s = stop.noise_to_signal, min(self.s_max, state.grid[0].noise_to_signal)
-        if not (self.times and start.noise_to_signal > self.s_min >= low and 0 < low < top_s):
+        if state.turn is None or stop != state.grid[state.turn]:
             return Step(step.x, step.denoised, state)
-        top = between(state.grid[0], stop, -math.log(top_s))
+        top = between(state.grid[0], stop, -math.log(self._top(state.grid)))
         way = [top, *self._inner(state.grid, top, stop), stop]
         x, up = step.x, top.sigma * math.sqrt(-math.expm1(2 * (top.log_snr - stop.log_snr)))
-        for turn in range(self.times):
-            # each turn has noise of its own: its interval is told apart by a level that no grid contains
-            mark = Level(stop.t, stop.alpha * (2.0 + turn), stop.sigma, interpolated=True)
-            x = (x * (top.alpha / stop.alpha)).add_(noise(x, top, mark), alpha=up)
+        for piece in self._pieces(top, stop):
+            x = (x * (top.alpha / stop.alpha)).add_(noise(x, *piece), alpha=up)
             for a, b in pairwise(way):
                 x = heun.step(denoise, x, a, b, None, noise).x
         return Step(x, step.denoised, state)
+
+    def _top(self, grid: Grid) -> float:
+        return min(self.s_max, grid[0].noise_to_signal)
+
+    def _pieces(self, top: Level, stop: Level) -> list[tuple[Level, Level]]:
+        """An interval for the noise of each turn; they do not overlap, so their noises are independent."""
+        h = (stop.log_snr - top.log_snr) / self.times
+        ends = [top, *(between(top, stop, top.log_snr + h * turn) for turn in range(1, self.times)), stop]
+        return list(pairwise(ends))
 
     def _inner(self, grid: Grid, top: Level, stop: Level) -> list[Level]:
         if self.steps is None:

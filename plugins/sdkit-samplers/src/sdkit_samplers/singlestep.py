@@ -34,14 +34,14 @@ __all__ = ["Dpm2", "Dpm2Ancestral", "DpmPP2SAncestral", "DpmPPSde", "DpmSinglest
 
 def _inside(start: Level, stop: Level, share: float) -> Level:
     """The level at ``share`` of the way in ``L``."""
-    return between(start, stop, start.log_snr + share * step_size(start, stop))
+    return between(start, stop, (1 - share) * start.log_snr + share * stop.log_snr)
 
 
 def _halfway(denoise: Denoise, x: Tensor, denoised: Tensor, start: Level, stop: Level) -> Tensor:
     """DPM-Solver++(2S): the whole step of the data form with ``D`` from half way, reached by Euler."""
-    h, middle = step_size(start, stop), _inside(start, stop, 0.5)
-    inner = exponential_step(x, start, middle, 0.0, [(exponential_integral(0, h / 2), denoised)])
-    return exponential_step(x, start, stop, 0.0, [(exponential_integral(0, h), denoise(inner, middle))])
+    # with one prediction for all of a step, the data form's integral is Euler's step
+    middle = _inside(start, stop, 0.5)
+    return toward(x, denoise(toward(x, denoised, start, middle), middle), start, stop)
 
 
 def _two_stage_ancestral(
@@ -184,7 +184,8 @@ class DpmPPSde:
             middle = stop if self.r == 1 else _inside(start, stop, self.r)
             inner = self._ancestral_step(x, denoised, start, middle, noise)
             share = 1 / (2 * self.r)
-            estimate = denoised * (1 - share) + denoise(inner, middle) * share
+            again = denoise(inner, middle)
+            estimate = again if share == 1 else denoised.lerp(again, share)
         return Step(self._ancestral_step(x, estimate, start, stop, noise), denoised, None)
 
     def _ancestral_step(self, x: Tensor, denoised: Tensor, start: Level, stop: Level, noise: Noise) -> Tensor:

@@ -19,18 +19,34 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import instance_of
 
-from sdkit import FileError, Grid, GridError, Level, NoiseSchedule, ParameterError, Trailing, check_grid
+from sdkit import (
+    FileError,
+    Grid,
+    GridError,
+    Level,
+    NoiseSchedule,
+    ParameterError,
+    RectifiedFlow,
+    Spacing,
+    Trailing,
+    check_grid,
+    registry,
+)
 
 __all__ = [
     "AlignYourSteps",
     "Beta",
     "BetaSigma",
+    "BongTangent",
+    "DropPenultimate",
     "FlowShift",
     "KlOptimal",
+    "LcmTimes",
     "Leading",
     "LinearQuadratic",
     "Polyexponential",
     "SgmUniform",
+    "Smoothstep",
     "Table",
 ]
 
@@ -72,6 +88,9 @@ class Leading:
     It starts below the noisiest level, at which the network was trained but is then never asked. On a continuous
     schedule, times ``t_clean + (t_max - t_clean) (i / n)`` for i = n - 1 .. 0, the last one the cleanest usable.
 
+    By that formula a single step would begin nearly clean, where there is no noise left to make a picture of; it begins
+    at the noisiest level instead, as the first of n steps does for large n.
+
     Known as diffusers ``timestep_spacing="leading"``, A1111 "DDIM", ComfyUI ``ddim_uniform`` (which gives a step too
     many where n does not divide T).
 
@@ -91,6 +110,8 @@ class Leading:
         """``steps + 1`` levels."""
         _steps(steps)
         trained = schedule.train_steps
+        if steps == 1:
+            return (schedule.noisiest, schedule.clean)
         if trained is None:
             first, last = schedule.noisiest.t, schedule.clean.t
             times = [last + (first - last) * i / steps for i in reversed(range(1, steps))]
@@ -331,6 +352,9 @@ class FlowShift:
     rule of FLUX.1; a token is a patch of 2 x 2 latents). On a schedule that is no flow, ``sigma`` is
     ``sigma / (alpha + sigma)`` as a share of the noisiest level's.
 
+    ``k`` is the shift that the levels end up with, as in the settings of other tools: on a `RectifiedFlow` that has a
+    shift of its own (Stable Diffusion 3 has 3) the levels are moved by what is missing, not once more.
+
     Source: Esser et al. 2024, https://arxiv.org/abs/2403.03206, section 5.3.2.
 
     Attributes:
@@ -352,6 +376,8 @@ class FlowShift:
         """``steps + 1`` levels."""
         _steps(steps)
         shift = self.shift if self.tokens is None else math.exp(0.5 + (self.tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+        if isinstance(schedule, RectifiedFlow):
+            shift /= schedule.shift  # shifts multiply, and its even times have this one already
         top = schedule.noisiest.sigma / (schedule.noisiest.alpha + schedule.noisiest.sigma)
         levels = []
         for level in Trailing()(schedule, steps)[1:-1]:
@@ -403,3 +429,130 @@ class LinearQuadratic:
             sigma = low + (share - low) * (1 - value)
             levels.append(schedule.level(schedule.time(math.log((1 - sigma) / sigma))))
         return _through(schedule, [top, *levels])
+
+
+@frozen
+class Smoothstep:
+    """Times ``t_min + (3 u^2 - 2 u^3) (t_max - t_min)`` for u = 1, 1 - 1/n, ..., 1/n: dense at both ends.
+
+    Rounded to trained times on a discrete schedule unless that would repeat one. As stable-diffusion.cpp's
+    ``smoothstep``.
+
+    Source: leejet and others 2025, https://github.com/leejet/stable-diffusion.cpp (smoothstep scheduler).
+    """
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        first, last = schedule.noisiest.t, schedule.cleanest.t
+        shares = [1 - i / steps for i in range(1, steps)]
+        times = [last + u * u * (3 - 2 * u) * (first - last) for u in shares]
+        if schedule.train_steps is not None:
+            rounded = [float(round(t)) for t in times]
+            distinct = len({first, *rounded}) == steps
+            times = rounded if distinct else times
+        return _through(schedule, [schedule.noisiest, *(schedule.level(t) for t in times)])
+
+
+@frozen
+class LcmTimes:
+    """Evenly spaced ones of the times that a latent consistency model was distilled at, from the noisiest on.
+
+    With T trained times and ``original`` of them used, the times used are ``k j - 1`` for ``k = T // original`` and
+    j = 1 .. original; step i of n takes ``j = original - floor(i original / n)``. On a continuous schedule the times
+    are the same shares of the way from the noisiest level to clean.
+
+    Source: Luo et al. 2023, https://arxiv.org/abs/2310.04378, section 4.3 (skipping-step).
+
+    Attributes:
+        original: Number of times used in the distillation, at least 1; as many steps can be made.
+    """
+
+    original: int = field(default=50)
+
+    starts_noisiest: ClassVar[bool] = False
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.original, bool) or not isinstance(self.original, int) or self.original < 1:
+            raise ParameterError(f"original must be a whole number of at least 1, not {self.original!r}.")
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        if steps > self.original:
+            raise GridError(f"The model was distilled at {self.original} times: at most that many steps, not {steps}.")
+        shares = [self.original - i * self.original // steps for i in range(steps)]
+        if schedule.train_steps is None:
+            first, last = schedule.noisiest.t, schedule.clean.t
+            times = [last + (first - last) * j / self.original for j in shares]
+        else:
+            stride = schedule.train_steps // self.original
+            if stride < 1:
+                raise GridError(f"The schedule has {schedule.train_steps} times, fewer than original={self.original}.")
+            times = [float(j * stride - 1) for j in shares]
+        return _through(schedule, [schedule.level(t) for t in times])
+
+
+@frozen
+class BongTangent:
+    """``s`` along two falling arctangents, from s_max to half way to s_min, and on from there: RES4LYF's bong_tangent.
+
+    A branch of m places, x = 0 .. m - 1, is ``arctan(slope (pivot - x))`` scaled to its ends. Of ``N = n + 2`` places
+    the first ``M = floor(0.6 N)`` are the first branch's, whose last one the second branch repeats; both have
+    ``slope = 0.2 * 40 / N`` and their pivot at place M. The last place of all gives way to clean. One step goes
+    straight from the noisiest level.
+
+    Source: ClownsharkBatwing 2025, https://github.com/ClownsharkBatwing/RES4LYF, as
+    https://github.com/leejet/stable-diffusion.cpp has it.
+    """
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        noisiest, low = schedule.noisiest, schedule.cleanest.noise_to_signal
+        high = noisiest.noise_to_signal if math.isfinite(noisiest.noise_to_signal) else DROWNED
+        places = steps + 2
+        first, slope, middle = places * 3 // 5, 0.2 * 40 / places, low + (high - low) / 2
+        values = [*_branch(first, slope, first, high, middle)[:-1], *_branch(places - first, slope, 0, middle, low)]
+        inner = [schedule.level(schedule.time(-math.log(s))) for s in values[1:steps]]
+        return _through(schedule, [noisiest, *inner])
+
+
+def _branch(count: int, slope: float, pivot: float, start: float, stop: float) -> list[float]:
+    """``count`` values from ``start`` to ``stop`` along an arctangent."""
+    curve = [math.atan(slope * (pivot - x)) for x in range(count)]
+    if count == 1:
+        return [start]
+    return [stop + (value - curve[-1]) / (curve[0] - curve[-1]) * (start - stop) for value in curve]
+
+
+@frozen
+class DropPenultimate:
+    """Another spacing, divided once more, without its last level before clean: A1111's and ComfyUI's DPM2.
+
+    These tools leave that level out for DPM2, DPM2 a and (A1111) DPM++ 3M SDE; the step to it removes hardly any noise.
+
+    Attributes:
+        of: Text of the other spacing.
+    """
+
+    of: str = field(default="karras", validator=instance_of(str))
+
+    def __attrs_post_init__(self) -> None:
+        _ = self._spacing
+
+    @property
+    def _spacing(self) -> Spacing:
+        made: Spacing = registry().make("spacing", self.of)
+        return made
+
+    @property
+    def starts_noisiest(self) -> bool:
+        """As the other spacing."""
+        return getattr(self._spacing, "starts_noisiest", True)
+
+    def __call__(self, schedule: NoiseSchedule, steps: int, /) -> Grid:
+        """``steps + 1`` levels."""
+        _steps(steps)
+        grid = self._spacing(schedule, steps + 1)
+        return (*grid[:-2], grid[-1])

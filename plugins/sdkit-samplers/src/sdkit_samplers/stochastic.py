@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
-from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
+from sdkit import Grid, Level, Noise, NoiseSchedule, ParameterError, Step, Traits, registry
 from sdkit_samplers.moves import ancestral, check_range, sde_traits, step_size, toward
 
 if TYPE_CHECKING:
@@ -128,21 +129,26 @@ class Lcm:
 
 @frozen
 class Tcd:
-    """Trajectory consistency sampling: to a level with ``1 - gamma`` of the next one's noise, then noise it up again.
+    """Trajectory consistency sampling: to a level with less noise than the next one, then noise it up again.
 
-    ``gamma = 0`` is Euler's method, ``gamma = 1`` is `Lcm`. The level in between has ``s = (1 - gamma) s'``; the
-    authors place it at ``(1 - gamma)`` of the next *time*, which is another level on a discrete schedule.
+    The level in between has ``s = (1 - gamma) s'``, so ``gamma = 0`` is Euler's method and ``gamma = 1`` is `Lcm`, on
+    any schedule. The authors place it at ``floor((1 - gamma) t')``, the share of the next *time*, which depends on the
+    schedule the model was trained on: name it to have theirs. (Their last step ends at time 0, ours at clean.)
 
     Source: Zheng et al. 2024, https://arxiv.org/abs/2402.19159, algorithm 4 (strategic stochastic sampling).
 
     Attributes:
         gamma: Share of noise that is made anew, 0 to 1.
+        schedule: Text of a noise schedule, such as ``"scaled-linear"``, whose times are shared; empty to share s.
     """
 
     gamma: float = field(default=0.3, converter=float)
+    schedule: str = ""
 
     def __attrs_post_init__(self) -> None:
         check_range("gamma", self.gamma, 0, 1)
+        if self.schedule:
+            _schedule(self.schedule)
 
     @property
     def traits(self) -> Traits:
@@ -157,8 +163,24 @@ class Tcd:
         denoised = denoise(x, start)
         if self.gamma == 0 or stop.sigma == 0:
             return Step(toward(x, denoised, start, stop), denoised, None)
-        kept = (1 - self.gamma) * stop.sigma
+        kept = self._kept(stop)
         ratio = kept / start.sigma
         moved = (x * ratio).add_(denoised, alpha=stop.alpha - start.alpha * ratio)
         fresh = math.sqrt((stop.sigma - kept) * (stop.sigma + kept))
         return Step(moved.add_(noise(x, start, stop), alpha=fresh), denoised, None)
+
+    def _kept(self, stop: Level) -> float:
+        """Noise, in the scale of ``stop``, of the level in between."""
+        if not self.schedule:
+            return (1 - self.gamma) * stop.sigma
+        schedule = _schedule(self.schedule)
+        t = (1 - self.gamma) * schedule.time(stop.log_snr)
+        # a time that was read back from log_snr may miss a whole number by rounding
+        t = math.floor(t + 1e-6) if schedule.train_steps is not None else t
+        return min(stop.alpha * schedule.level(t).noise_to_signal, stop.sigma)
+
+
+@cache
+def _schedule(text: str) -> NoiseSchedule:
+    made: NoiseSchedule = registry().make("schedule", text)
+    return made

@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from attrs import field, frozen
 
 from sdkit import Grid, Level, Noise, ParameterError, Step, Traits
-from sdkit_samplers.moves import Past, add, exponential_integral, exponential_step, step_size, toward
+from sdkit_samplers.moves import Past, exponential_moments, exponential_step, fitted, step_size, toward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +42,9 @@ def _weights(ratios: Sequence[float], h: float, variant: str) -> list[float]:
     Solves ``sum_i rho_i r_i^(k-1) = k! phi_(k+1)(h) h / B`` for k = 1..p, where ``k! phi h`` is the integral of
     ``(tau / h)^k`` against the exponential. With one unknown rho is 1/2 (UniPC, appendix), exact to its order.
     """
-    b = h if variant == "bh1" else exponential_integral(0, h)
     if len(ratios) == 1:
-        return [b / 2]
-    matrix = np.vander(np.asarray(ratios, dtype=np.float64), increasing=True).T
-    moments = np.asarray([exponential_integral(k, h) for k in range(1, len(ratios) + 1)])
-    return [float(weight) for weight in np.linalg.solve(matrix, moments)]
+        return [(h if variant == "bh1" else -math.expm1(-h)) / 2]
+    return fitted(ratios, exponential_moments(len(ratios) + 1, h)[1:])
 
 
 @frozen
@@ -108,8 +104,7 @@ class UniPC:
         if math.isinf(h):
             return Step(toward(x, denoised, start, stop), denoised, after)
         values, ratios = past.values[1 : self.order], _ratios(past, start, h)[: self.order - 1]
-        terms = [(exponential_integral(0, h), denoised)]
-        terms += _differences(denoised, values, ratios, _weights(ratios, h, self.variant) if ratios else [])
+        terms = _terms(denoised, values, ratios, _weights(ratios, h, self.variant) if ratios else [], h)
         return Step(exponential_step(x, start, stop, 0.0, terms), denoised, after)
 
     def _corrected(self, x: Tensor, start: Level, stop: Level, past: Past, newest: Tensor) -> Tensor:
@@ -117,10 +112,8 @@ class UniPC:
         h = step_size(start, stop)
         if math.isinf(h):
             return x
-        base = past.values[0]
-        values, ratios = past.values[1 : self.order], _ratios(past, start, h)[: self.order - 1]
-        weights = _weights([*ratios, 1.0], h, self.variant)
-        terms = [(exponential_integral(0, h), base), *_differences(base, (*values, newest), [*ratios, 1.0], weights)]
+        values, ratios = (*past.values[1 : self.order], newest), [*_ratios(past, start, h)[: self.order - 1], 1.0]
+        terms = _terms(past.values[0], values, ratios, _weights(ratios, h, self.variant), h)
         return exponential_step(x, start, stop, 0.0, terms)
 
 
@@ -128,11 +121,9 @@ def _ratios(past: Past, start: Level, h: float) -> list[float]:
     return [(log_snr - start.log_snr) / h for log_snr in past.log_snrs[1:]]
 
 
-def _differences(
-    base: Tensor, values: Sequence[Tensor], ratios: Sequence[float], weights: Sequence[float]
+def _terms(
+    base: Tensor, values: Sequence[Tensor], ratios: Sequence[float], weights: Sequence[float], h: float
 ) -> list[tuple[float, Tensor]]:
+    """``(1 - e^(-h)) D + sum of weight (D_i - D) / r_i``, as one weight per prediction."""
     scaled = [weight / ratio for weight, ratio in zip(weights, ratios, strict=True)]
-    if not scaled:
-        return []
-    total = add(values[0] * scaled[0], *((weight, value) for weight, value in zip(scaled[1:], values[1:], strict=True)))
-    return [(1.0, total), (-math.fsum(scaled), base)]
+    return [(-math.expm1(-h) - math.fsum(scaled), base), *zip(scaled, values, strict=True)]
