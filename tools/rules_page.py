@@ -34,6 +34,9 @@ TITLES = {
     "decoder": "Decoders",
     "noise": "Noise",
     "adapter": "Adapters",
+    "frames": "Generators of frames",
+    "frame_filter": "Filters of frames",
+    "frame_sink": "Sinks of frames",
     "plugin": "Plugins",
 }
 
