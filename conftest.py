@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+# Two workers share two cores (pytest-xdist, see pyproject.toml): with two threads each they wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

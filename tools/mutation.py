@@ -446,7 +446,7 @@ def _tests(tree: Path, file: str, schedulers: dict[str, Any]) -> str | None:
     chosen = _Chosen(set(schedulers), {type(made) for made in schedulers.values()})
     os.chdir(tree)
     # hypothesis wants its plugin loaded before the first strategy is used, and the rules have used some.
-    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    options = ["-x", "-q", "-n=0", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     code = pytest.main([*options, *paths], plugins=[chosen])
     return None if code == 0 else chosen.failed or f"pytest ended with {code}"
 
