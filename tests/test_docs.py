@@ -62,10 +62,11 @@ def test_the_readmes_commands_exist_with_their_options() -> None:
 
 
 def commands() -> dict[str, object]:
-    from sdkit.cli import conform, generate, licence, listing, new_plugin, plot
+    from sdkit.cli import animate, conform, generate, licence, listing, new_plugin, plot
 
     found = (generate.generate, generate.rerun, listing.plugins, listing.schedulers, listing.models)
     found = (*found, conform.conform, new_plugin.new_plugin, licence.licence, plot.bench_schedulers, plot.plot_grids)
+    found = (*found, animate.animate, animate.contact_sheet)
     assert cli.name == "cli"
     return {str(command.name): command for command in found}
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import sdkit
 from sdkit import AddressedNoise, Grid, NoiseError, ParameterError, Request, TorchNoise, UnknownComponent
-from sdkit.manifest import write_png
 from sdkit.interop.torchnoise import AsTorch
+from sdkit.manifest import write_png
 from sdkit.noise import Addressed
 from tests.toys import toy_model
 

@@ -124,11 +124,8 @@ class Result:
         Raises:
             FileError: a file cannot be written; each is written whole or not at all.
         """
-        path = Path(path)
-        if index is not None:
-            return (self._save_one(path, index, metadata),)
-        names = image_names(path, len(self.images))
-        return tuple(self._save_one(name, k, metadata) for k, name in enumerate(names))
+        numbered = enumerate(image_names(Path(path), len(self.images))) if index is None else [(index, Path(path))]
+        return tuple(self._save_one(name, k, metadata) for k, name in numbered)
 
     def _save_one(self, path: Path, index: int, metadata: Metadata) -> Path:
         image = self.images[index]
@@ -144,6 +141,7 @@ class ResultEvent:
     result: Result
 
 
+Shape: TypeAlias = tuple[int, ...]
 Events: TypeAlias = Generator[StepEvent | ResultEvent, None, None]
 
 
@@ -153,12 +151,14 @@ class Pipeline(Generic[P, C, O]):
 
     Attributes:
         encoder: Prompts to conditioning.
-        denoiser: ``E[x0 | x]``, guided or not.
+        denoiser: ``E[x0 | x]``, guided or not. One with ``painting(image, mask) -> Denoiser`` (pixels in [0, 1], a
+            network with inputs for them) is told what a request paints into, and paints without its latents held fast.
         scheduler: The solver, unless a request names another.
         decoder: Latents to pictures; one with ``encode`` also takes start images.
         spacing: Which levels, unless a request names another; or a grid, used verbatim.
         noise: What makes the noise of a run from its seeds and levels, unless a request names another.
-        schedule: What a spacing divides; by default the one the denoiser was trained on.
+        schedule: What a spacing divides; by default the one the denoiser was trained on. One that depends on the size
+            of pictures has ``sized(latent_shape) -> NoiseSchedule``.
         spec: Facts about the model: default size, steps and guidance.
         device: Where latents are made.
     """
@@ -199,12 +199,13 @@ class Pipeline(Generic[P, C, O]):
 
     def _run(self, plan: Plan, resume: StepEvent | None, *, keep: Callable[[Any], Any]) -> Events:
         request, grid, began = plan.request, plan.grid, time.perf_counter()
-        done = _done(plan, resume)
-        calls = resume.evaluations if resume else 0
+        done, calls = _done(plan, resume), resume.evaluations if resume else 0
         check, like = _FiniteCheck(), torch.zeros(plan.latent_shape, dtype=torch.float32, device=self.device)
         with ExitStack() as stack:
             # modifiers change the model's denoiser; guidance goes around whatever they make of it
             bare = self.denoiser.denoiser if isinstance(self.denoiser, Guided) else self.denoiser
+            paints = request.mask is not None and hasattr(bare, "painting")
+            bare = _painting(bare, request, self.device) if paints else bare
             parts = Parts(self.encoder, bare, plan.scheduler, self.decoder)
             for modifier in request.modifiers:
                 made = registry().make("modifier", modifier) if isinstance(modifier, str) else modifier
@@ -220,7 +221,7 @@ class Pipeline(Generic[P, C, O]):
                         known = _encode(parts.decoder, request.image, like)
                     check.see(known, "autoencoder's encode", 0, grid[0])
                     x = x + known * grid[0].alpha
-                    if request.mask is not None:
+                    if request.mask is not None and not paints:
                         denoiser = Inpainted(denoiser, known, _latent_mask(request.mask, like))
 
             @torch.no_grad()
@@ -274,7 +275,7 @@ class Pipeline(Generic[P, C, O]):
         strength = request.strength
         if request.image is not None and strength is None:
             strength = DEFAULT_STRENGTH if request.mask is None else 1.0
-        grid, spacing_name, steps = self._grid(request, steps, strength)
+        grid, spacing_name, steps = self._grid(request, steps, strength, shape)
         guidance, rescale, interval = request.guidance, request.guidance_rescale, request.guidance_interval
         if isinstance(self.denoiser, Guided):
             guidance = self.denoiser.scale if guidance is None else guidance
@@ -306,7 +307,7 @@ class Pipeline(Generic[P, C, O]):
             )
         return latent
 
-    def _grid(self, request: Request, steps: int, strength: float | None) -> tuple[Grid, str, int]:
+    def _grid(self, request: Request, steps: int, strength: float | None, shape: Shape) -> tuple[Grid, str, int]:
         """The levels that will be walked, the spacing as text, and the number of steps the strength is a share of."""
         spacing, name = _part("spacing", self.spacing, request.spacing)
         exact = strength is not None and strength < 1 and request.steps_policy == "exact"
@@ -326,6 +327,7 @@ class Pipeline(Generic[P, C, O]):
                 raise InvalidRequest(
                     "A spacing divides a noise schedule, and none is known: give the Pipeline schedule=..., or a grid."
                 )
+            schedule = getattr(schedule, "sized", lambda _: schedule)(shape)  # FLUX's shift depends on the size
             count = round(steps / strength) if exact and strength else steps
             if count > MOST_STEPS:
                 raise InvalidRequest(
@@ -333,10 +335,8 @@ class Pipeline(Generic[P, C, O]):
                     "ask for fewer steps, more strength, or steps_policy='proportional'."
                 )
             grid = check_grid(spacing(schedule, count))
-        if strength is None:
-            return grid, name, steps
         # round, not int: 100 * 0.29 is 28.999... in binary and means 29
-        walked = steps if exact else max(1, round((len(grid) - 1) * strength))
+        walked = steps if exact else max(1, round((len(grid) - 1) * (strength or 1)))
         return grid[len(grid) - 1 - walked :], name, steps
 
     def _manifest(self, plan: Plan, images: tuple[Any, ...], calls: int) -> Manifest:
@@ -362,8 +362,7 @@ class _FiniteCheck:
         self._pending: list[tuple[Tensor, str, int, Level]] = []
 
     def see(self, tensor: Tensor, slot: str, step: int, level: Level) -> None:
-        flag = torch.isfinite(tensor).all()
-        self._pending.append((flag, slot, step, level))
+        self._pending.append((torch.isfinite(tensor).all(), slot, step, level))
         if not self.waits(tensor):
             self.settle()
 
@@ -377,10 +376,9 @@ class _FiniteCheck:
         flags = torch.stack([flag for flag, *_ in self._pending]).tolist()
         for good, (_, slot, step, level) in zip(flags, self._pending, strict=True):
             if not good:
-                unit = "evaluation" if slot == "denoiser" else "step"
                 raise NonFiniteError(
-                    f"NaN or infinity came out of the {slot} in {unit} {step} at {level}; try float32, fewer extremes "
-                    "in guidance, or another scheduler."
+                    f"NaN or infinity came out of the {slot} in {'evaluation' if slot == 'denoiser' else 'step'} "
+                    f"{step} at {level}; try float32, fewer extremes in guidance, or another scheduler."
                 )
         self._pending.clear()
 
@@ -451,6 +449,13 @@ def _to_tensor(picture: Picture, mode: str) -> Tensor:
 
     pixels = np.asarray(picture.image().convert(mode), dtype=np.float32) / 255
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)[None]
+
+
+def _painting(denoiser: Any, request: Request, device: str) -> Any:
+    """A denoiser whose network has inputs for what to paint into, told what that is."""
+    pictures = (_to_tensor(cast(Picture, p), mode) for p, mode in ((request.image, "RGB"), (request.mask, "L")))
+    with torch.no_grad(), _slot("autoencoder's encode"):
+        return denoiser.painting(*(pixels.to(device) for pixels in pictures))
 
 
 def _encode(decoder: Decoder[Any], picture: Picture, like: Tensor) -> Tensor:

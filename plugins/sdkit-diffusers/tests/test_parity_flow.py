@@ -2,7 +2,7 @@
 
 The levels are those diffusers takes by default: for Stable Diffusion 3 its row is even between the noisiest and a
 cleanest level that was shifted already, and is then shifted; the model's schedule has that cleanest level. For FLUX.1 dev
-the shift depends on the size of the picture; sdkit's schedule has that of the default size, and is told another here.
+the shift depends on the size of the picture, here as there.
 Pictures are encoded by their mean, see ``test_parity_sd``.
 """
 
@@ -18,7 +18,6 @@ import torch
 from parity import NEGATIVE, PROMPT, assert_same, drawn, mask, ours, picture, second_draws
 
 import sdkit
-from sdkit_diffusers.schedules import flow_shift
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 SD3 = (
@@ -54,8 +53,6 @@ def parts(kind: str, place: Path) -> dict[str, Any]:
 def model(request: pytest.FixtureRequest, kind: str, place: Path, parts: Any) -> Any:
     family = "flux" if kind.startswith("flux") else "sd3"
     options: dict[str, Any] = {}
-    if kind == "flux-dev":
-        options["shift"] = flow_shift(parts["scheduler"].config, (64 // 16) ** 2)
     if request.param == "folder":
         return sdkit.load(tiny.save_folder(pipes(kind)[0], parts, place / "folder"), **options)
     if "without" not in kind:

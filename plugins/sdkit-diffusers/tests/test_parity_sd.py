@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import diffusers
 import pytest
 import tiny
@@ -126,6 +127,35 @@ def test_a_model_for_inpainting(layout: str, tmp_path: Path) -> None:
         sdkit.Ddim(), lambda x, level: painting(x, level, cond), noise * grid[0].sigma, grid, sdkit.NoNoise()
     )
     assert_same(list(steps)[-1].x, theirs)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_inpainting_with_nine_channels_from_a_request(strength: float, tmp_path: Path) -> None:
+    """Such a network sees what is around the hole, so neither tool puts known latents back on the way."""
+    parts = tiny.sd1(inputs=9)
+    model = sdkit.load(tiny.save_original("sd1", parts, tmp_path / "one.safetensors"))
+    scheduler = scheduler_of(parts)
+    grid, noise = grid_of(scheduler, model.schedule, 8), second_draws()
+    # given strength 1, diffusers starts from noise alone; at its first level sdkit's start holds 7 % of the picture
+    known = model.autoencoder.encode(pixels_of(picture()))
+    start = {"latents": noise * grid[0].sigma + known * grid[0].alpha} if strength == 1 else {}
+    theirs = tiny.pipeline(PAINT, {**parts, "scheduler": scheduler})(
+        **CALL, num_inference_steps=8, image=[picture()] * 2, mask_image=[mask()] * 2, strength=strength, height=64,
+        width=64, generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)], **start,
+    ).images  # fmt: skip
+    request = sdkit.Request(PROMPT, image=picture(), mask=mask(), strength=strength, **REQUEST)
+    assert_same(ours(model, noise, request, scheduler="ddim", spacing=grid), theirs)
+    assert ours(model, noise, attrs.evolve(request, modifiers=("prompts",)), scheduler="ddim", spacing=grid).equal(
+        ours(model, noise, request, scheduler="ddim", spacing=grid)
+    )
+    image = sdkit.pipeline(model, scheduler="ddim", spacing=grid)(request).images[0]
+    kept = [(pixel, known) for pixel, known, hole in zip(*map(pixels, (image, picture(), mask())), strict=True)
+            if not hole]  # fmt: skip
+    assert kept and all(pixel == known for pixel, known in kept)  # what a mask keeps is the input's, exactly
+
+
+def pixels(image: Any) -> list[Any]:
+    return list(image.get_flattened_data() if hasattr(image, "get_flattened_data") else image.getdata())
 
 
 def test_a_model_for_inpainting_needs_a_picture(tmp_path: Path) -> None:

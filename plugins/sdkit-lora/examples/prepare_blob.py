@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def main() -> None:
         (folder / f"{name}.txt").write_text(f"{label}, blob style\n", encoding="utf-8")
         count += 1
     (arguments.out / "held-out.txt").write_text("\n".join(sorted(held_out)) + "\n", encoding="utf-8")
-    print(f"{count} pictures to train on, {len(held_out)} concepts held out")
+    sys.stdout.write(f"{count} pictures to train on, {len(held_out)} concepts held out\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def kohya_names(unet: nn.Module) -> dict[str, nn.Module]:
 
 def test_ldm_names_are_those_of_diffusers_own_converter(unet: nn.Module) -> None:
     """Every layer has the name from which diffusers' single-file loader makes it."""
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    convert: Any = importlib.import_module("diffusers.loaders.single_file_utils").convert_ldm_unet_checkpoint
 
     keys = KeyMap.of({"unet": unet})
     marks = {name: torch.full((1,), float(k)) for k, (name, _) in enumerate(unet.state_dict().items())}
@@ -177,7 +178,7 @@ def test_ldm_names_are_those_of_diffusers_own_converter(unet: nn.Module) -> None
         assert len(own) == 1, (name, names)
         ldm[f"model.diffusion_model.{own[0]}.{parameter}"] = marks[name]
     config = dict(unet.config)  # type: ignore[arg-type]
-    back = convert_ldm_unet_checkpoint(dict(ldm), config)
+    back = convert(dict(ldm), config)
     assert {name: value.item() for name, value in back.items()} == {name: value.item() for name, value in marks.items()}
 
 

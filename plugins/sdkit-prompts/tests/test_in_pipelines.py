@@ -347,3 +347,39 @@ def test_the_pages_python_runs(page: str) -> None:
     assert blocks
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page} block {number}", "exec"), {"__name__": "page"})
+
+
+class OwnPair(Gaussian):
+    """Answers both sides of guidance in a way of its own: what it is moved toward is shifted, the other is not."""
+
+    def pair(self, x: Tensor, level: Level, cond: Conditions[Tensor]) -> tuple[Tensor, Tensor]:
+        return self(x, level, cond.positive) + 1, self(x, level, cond.negative)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a fox", "a cat", "red"]), st.floats(-2, 3)), min_size=1, max_size=3))
+def test_a_denoiser_that_answers_both_sides_itself_is_asked_for_both(branches: list[tuple[str, float]]) -> None:
+    x = x_of(2)
+    text = (
+        " AND ".join(f"{prompt} :{weight:.12f}" for prompt, weight in branches) if len(branches) > 1 else branches[0][0]
+    )
+    weights = [weight for _, weight in branches] if len(branches) > 1 else [1.0]
+    cond = Conditions(encoded(text, "a fox"), encoded("blurry", "a cat AND red"))
+    positive, negative = composing(OwnPair()).pair(x, LEVEL, cond)
+
+    def alone(prompt: str, row: int) -> Tensor:
+        return exact(x[row : row + 1], LEVEL, torch.tensor([MEANS[prompt]]))[0]
+
+    terms = [w * (alone(prompt, 0) + 1) for (prompt, _), w in zip(branches, weights, strict=True)]
+    first = sum(terms, torch.zeros_like(x[0])) + (1 - sum(weights)) * alone("blurry", 0)
+    torch.testing.assert_close(positive[0], first, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(negative[0], alone("blurry", 0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(positive[1], alone("a fox", 1) + 1, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(negative[1], (alone("a cat", 1) + alone("red", 1)) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_and_is_refused_where_images_have_adapters_of_their_own() -> None:
+    denoiser = Gaussian()
+    denoiser.per_image = True  # type: ignore[attr-defined]
+    with pytest.raises(InvalidRequest, match="one by one"):
+        composing(denoiser)(x_of(1), LEVEL, encoded("a fox AND red"))
+    assert composing(denoiser)(x_of(1), LEVEL, encoded("a fox")).shape == (1, 3, 4, 4)

@@ -78,9 +78,11 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a wrong input ends it with one line on stderr and exit code 2."""
-    from sdkit.cli import conform, generate, licence, listing, new_plugin, plot
+    from sdkit.cli import animate, conform, generate, licence, listing, new_plugin, plot
 
     for command in (
+        animate.animate,
+        animate.contact_sheet,
         generate.generate,
         generate.rerun,
         listing.plugins,

@@ -57,6 +57,9 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
     metavar="FILE[:STRENGTH]",
     help="Adapter to apply [strength: 1]; may be given again.",
 )
+@click.option(
+    "--lora-folder", default=".", metavar="DIR", help="Where --dialect finds <lora:NAME:0.8> [default: here]."
+)
 @click.option("--guidance", type=float, metavar="F", help="How closely to follow the prompt; 1 is no guidance.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the first image [default: a new one each time].")
 @click.option("--count", type=int, default=1, show_default=True, help="Number of images, seeds counted up.")
@@ -88,6 +91,7 @@ def generate(
     dialect: str | None,
     modifiers: tuple[str, ...],
     loras: tuple[str, ...],
+    lora_folder: str,
     guidance: float | None,
     seed: int | None,
     count: int,
@@ -126,11 +130,14 @@ def generate(
         mask=None if fit else mask,
         modifiers=(*adapters, *modifiers, *_dialect(dialect)),
     )
+    requested = getattr(registry().make("prompt-dialect", dialect), "requested", None) if dialect else None
+    if requested is not None:  # what a prompt asks for besides words: adapters, in the syntaxes that can
+        request = requested(request, lora_folder)
 
     import sdkit
 
     loaded = sdkit.load(model, device=device)
-    _hints(loaded.encoder, prompt)
+    _hints(loaded.encoder, request.prompt)
     pipe = sdkit.pipeline(loaded)
     if fit:
         size = size or loaded.spec.latent.size

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -142,18 +142,40 @@ def find(model: str) -> Licence:
                 raise UnknownComponent(
                     f"There is no model and no family {model!r}, and no such file; {nearest(model, names)}"
                 ) from None
+    path = Path(model) if written_as_path else registry().find_model(model)
+    found = None if path is None else _of_path(path)
+    if found is not None:
+        return found
     with sdkit.load(model) as loaded:
         return loaded.spec.licence
 
 
+def _of_path(path: Path) -> Licence | None:
+    """The licence of what lies under a path from a header alone, if the family that knows it can say so."""
+    for family in _asked():
+        try:
+            if path.exists() and family.probe(path):
+                licence: Callable[[Path], Licence] | None = getattr(family, "licence", None)
+                return licence(path) if callable(licence) else None
+        except Exception:  # loading it goes through all families again, and says what is wrong
+            continue
+    return None
+
+
 def _families() -> Iterator[tuple[str, Licence]]:
     """What model families say about licences: a method ``licences() -> {family: Licence}``, if they have one."""
-    for entry in registry().entries("model-family"):
-        try:
-            family = entry.component.load()
-        except Exception:  # it cannot be asked, and `sdkit plugins check` says why
-            continue
-        licences = getattr(family() if isinstance(family, type) else family, "licences", None)
+    for family in _asked():
+        licences = getattr(family, "licences", None)
         if callable(licences):
             found: Mapping[str, Licence] = licences()
             yield from found.items()
+
+
+def _asked() -> Iterator[Any]:
+    """The model families that can be asked."""
+    for entry in registry().entries("model-family"):
+        try:
+            family = entry.component.load()
+            yield family() if isinstance(family, type) else family
+        except Exception:  # it cannot be asked, and `sdkit plugins check` says why
+            continue

@@ -58,6 +58,9 @@ _LETTERS = {
     "decoder": "D",
     "noise": "W",
     "adapter": "A",
+    "frames": "F",
+    "frame_filter": "L",
+    "frame_sink": "K",
     "plugin": "X",
 }
 _RULES: dict[str, list[Rule]] = {subject: [] for subject in _LETTERS}

@@ -116,7 +116,7 @@ def finish(
     summary: str,
     guidance: float | None,
     steps: int,
-    member: str = "",
+    member: str,
     wrap: Callable[[NetworkDenoiser[Any], Autoencoder], Any] = lambda denoiser, autoencoder: denoiser,
 ) -> Model[Any]:
     """The model of its parts.
@@ -130,10 +130,10 @@ def finish(
         summary: One line for people.
         guidance: Recommended scale, or None.
         steps: Recommended number of steps.
-        member: The family in the words of the licences, where that is more exact than the source's.
+        member: The family in the words of the licences, see `sdkit_diffusers.members`.
         wrap: Makes the denoiser from the plain one, where it needs the autoencoder.
     """
-    name, family = built.source.path.name, member or built.source.family
+    name, family = built.source.path.name, member
     spec = ModelSpec(
         name=name.removesuffix(".safetensors"),
         family=family,

@@ -78,7 +78,8 @@ class Autoencoder:
         """``function`` of the network and ``x``, again in float32 where float16 was not enough."""
         network = self._retry.network or self.network
         made = self._run(function, network, x, factor)
-        if network.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+        # an estimate's tensors are of another type, and have no numbers to look at
+        if network.dtype == torch.float16 and type(made) is Tensor and not bool(torch.isfinite(made).all()):
             warnings.warn(
                 "The autoencoder gave NaN or infinity in float16; it works in float32 from now on (vae_dtype='float32' "
                 "does so from the start).",

@@ -13,7 +13,7 @@ from sdkit_diffusers.singlefile import family_of_keys, read_file, unknown
 from sdkit_diffusers.tensors import Weights
 
 if TYPE_CHECKING:
-    from sdkit import Model
+    from sdkit import Licence, Model
 
 __all__ = ["StableDiffusion"]
 
@@ -47,6 +47,23 @@ class StableDiffusion:
         if family_of_keys(weights) is None:
             raise FileError(unknown(path, weights))
         return True
+
+    def licence(self, path: Path) -> Licence:
+        """The licence of a folder's or file's family, from an index or a header alone.
+
+        Raises:
+            FileError: it is damaged, or of no family known here.
+        """
+        from sdkit_diffusers.licences import licence
+        from sdkit_diffusers.members import member_of
+
+        return licence(member_of(Path(path)))
+
+    def licences(self) -> dict[str, Licence]:
+        """The licences of all families, by the name of the family."""
+        from sdkit_diffusers.licences import licences
+
+        return licences()
 
     def load(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import field, frozen
@@ -11,11 +11,15 @@ from torch import Tensor
 
 from sdkit import FileError, LatentSpec, Model
 from sdkit_diffusers.assembly import build, finish, side_of
+from sdkit_diffusers.members import named
 from sdkit_diffusers.options import Options
 from sdkit_diffusers.parts import Source
 from sdkit_diffusers.placement import Placement
-from sdkit_diffusers.schedules import flow, flow_shift
-from sdkit_diffusers.text import TextEncoder, TextStates, cut_hints
+from sdkit_diffusers.schedules import flow
+from sdkit_diffusers.text import TextEncoder, TextStates, plain, words
+
+if TYPE_CHECKING:
+    from sdkit_prompts.steps import Flat
 
 __all__ = ["PromptEncoder", "Transformer", "assemble", "pack", "unpack"]
 
@@ -36,13 +40,19 @@ class PromptEncoder:
     t5: TextEncoder
 
     def __call__(self, prompts: Sequence[str], /) -> TextStates:
-        """Encoded prompts, one row each."""
-        _, pooled = self.clip.clip(self.clip.tokenizer(prompts))
-        return TextStates(self.t5.t5(self.t5.tokenizer(prompts)), pooled)
+        """Encoded prompts, one row each; what is beyond T5's 255 tokens is cut off, and told."""
+        return TextStates(self.t5.t5(self.t5.rows(prompts, name="T5")), self._pooled(prompts))
 
-    def hints(self, prompt: str) -> list[str]:
-        """What of the prompt is not read, in sentences."""
-        return cut_hints({"T5": self.t5.tokenizer}, prompt)
+    def weighted(self, flats: Sequence[Flat], law: str, /) -> TextStates:
+        """Prompts in a dialect; weights act on T5's states, CLIP's pooled vector is that of the words."""
+        texts = plain(flats, {"T5": self.t5})
+        if texts is not None:
+            return self(texts)
+        return TextStates(self.t5.weighted_t5(flats, law), self._pooled([words(flat) for flat in flats]))
+
+    def _pooled(self, prompts: Sequence[str]) -> Tensor:
+        # the pooled vector sums a prompt up, and its first 75 tokens are all it can be of
+        return self.clip.clip(self.clip.rows(prompts, tell=False))[1]
 
 
 def pack(x: Tensor) -> Tensor:
@@ -114,15 +124,14 @@ def assemble(source: Source, options: Options) -> Model[TextStates]:
     embedded = None
     if config.guidance_embeds:
         embedded = EMBEDDED_GUIDANCE if options.embedded_guidance is None else options.embedded_guidance
-    shift = flow_shift(source.scheduler, (side // factor // 2) ** 2) if options.shift is None else options.shift
     return finish(
         built,
         PromptEncoder(clip, t5),
         Transformer(built.networks["transformer"], built.placement, embedded),
-        flow(source.scheduler, shift=shift, time_scale=1.0, spacing="trailing"),
+        flow(source.scheduler, shift=options.shift, time_scale=1.0, spacing="trailing", side=side // factor, patch=2),
         LatentSpec(int(config.in_channels) // 4, factor, (side, side), multiple=2 * factor),
         summary="FLUX.1 " + ("schnell" if embedded is None else "dev"),
         guidance=None,
         steps=4 if embedded is None else 50,
-        member="flux-schnell" if embedded is None else "flux-dev",
+        member=named("flux", guided=embedded is not None),
     )

@@ -39,6 +39,11 @@ class Placement:
         with self._free:
             self._parts = (*self._parts, part)
 
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """All networks it has charge of."""
+        return self._parts
+
     @contextmanager
     def use(self, *parts: nn.Module) -> Iterator[None]:
         """A scope in which ``parts`` are on the device.

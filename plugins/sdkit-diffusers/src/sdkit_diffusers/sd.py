@@ -6,17 +6,21 @@ Source: Rombach et al. 2022, https://arxiv.org/abs/2112.10752.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from sdkit import FileError, LatentSpec, Model
 from sdkit_diffusers.assembly import build, finish, side_of
+from sdkit_diffusers.members import named
 from sdkit_diffusers.options import Options
 from sdkit_diffusers.parts import Source
 from sdkit_diffusers.schedules import trained
-from sdkit_diffusers.text import TextEncoder, TextStates, cut_hints
+from sdkit_diffusers.text import TextEncoder, TextStates, plain
 from sdkit_diffusers.unet import PaintingDenoiser, UNet, guidance_embedding
+
+if TYPE_CHECKING:
+    from sdkit_prompts.steps import Flat
 
 __all__ = ["PromptEncoder", "assemble"]
 
@@ -31,18 +35,23 @@ class PromptEncoder:
 
     Attributes:
         text: CLIP.
+        skip: How many more of the last layers are left out.
     """
 
     text: TextEncoder
+    skip: int = 0
 
     def __call__(self, prompts: Sequence[str], /) -> TextStates:
-        """Encoded prompts, one row each."""
-        states, _ = self.text.clip(self.text.tokenizer(prompts))
+        """Encoded prompts, one row each; what is beyond 75 tokens is cut off, and told."""
+        states, _ = self.text.clip(self.text.rows(prompts), skip=self.skip)
         return TextStates(states)
 
-    def hints(self, prompt: str) -> list[str]:
-        """What of the prompt is not read, in sentences."""
-        return cut_hints({"text encoder": self.text.tokenizer}, prompt)
+    def weighted(self, flats: Sequence[Flat], law: str, /) -> TextStates:
+        """Prompts in a dialect: with weights, and of any length, in chunks of 75 tokens side by side."""
+        texts = plain(flats, {"CLIP": self.text})
+        if texts is not None:
+            return self(texts)
+        return TextStates(self.text.weighted_clip(flats, law, skip=self.skip)[0])
 
 
 def assemble(source: Source, options: Options) -> Model[TextStates]:
@@ -73,6 +82,6 @@ def assemble(source: Source, options: Options) -> Model[TextStates]:
         summary=NAMES[source.family] + (", for painting into pictures" if more else ""),
         guidance=None if distilled else 7.5,
         steps=4 if distilled else 50,
-        member="sd-turbo" if how.distilled and source.family == "sd2" else "",
+        member=named(source.family, few_steps=how.distilled),
         **more,
     )

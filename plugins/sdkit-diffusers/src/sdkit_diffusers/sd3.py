@@ -6,7 +6,7 @@ Source: Esser et al. 2024, https://arxiv.org/abs/2403.03206.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import field, frozen
@@ -15,12 +15,16 @@ from torch.nn import functional as F
 
 from sdkit import FileError, LatentSpec, Model
 from sdkit_diffusers.assembly import build, finish, side_of
+from sdkit_diffusers.members import named
 from sdkit_diffusers.options import Options
 from sdkit_diffusers.parts import Source
 from sdkit_diffusers.placement import Placement
-from sdkit_diffusers.schedules import flow, flow_shift
-from sdkit_diffusers.text import TextEncoder, TextStates, cut_hints
+from sdkit_diffusers.schedules import flow
+from sdkit_diffusers.text import TextEncoder, TextStates, plain
 from sdkit_diffusers.tokens import T5_LENGTH
+
+if TYPE_CHECKING:
+    from sdkit_prompts.steps import Flat
 
 __all__ = ["PromptEncoder", "Transformer", "assemble"]
 
@@ -34,29 +38,39 @@ class PromptEncoder:
         second: OpenCLIP.
         third: T5, or None: zeros then stand where its states would be, as in training, where it was left out at times.
         width: Width of T5's states.
+        skip: How many more of CLIP's last layers are left out than the last one.
     """
 
     first: TextEncoder
     second: TextEncoder
     third: TextEncoder | None
     width: int
+    skip: int = 0
 
     def __call__(self, prompts: Sequence[str], /) -> TextStates:
-        """Encoded prompts, one row each."""
-        made = [text.clip(text.tokenizer(prompts), skip=1, norm=False) for text in (self.first, self.second)]
-        clips = torch.cat([states for states, _ in made], dim=2)
-        pooled = torch.cat([pooled for _, pooled in made], dim=1)
-        if self.third is not None:
-            behind = self.third.t5(self.third.tokenizer(prompts))
-        else:
-            behind = clips.new_zeros((len(prompts), T5_LENGTH, self.width))
-        padded = F.pad(clips, (0, behind.shape[2] - clips.shape[2]))
-        return TextStates(torch.cat([padded, behind], dim=1), pooled)
+        """Encoded prompts, one row each; what is beyond 75 tokens of CLIP or 255 of T5 is cut off, and told."""
+        first = self.first.clip(self.first.rows(prompts, name="CLIP"), skip=1 + self.skip, norm=False)
+        second = self.second.clip(self.second.rows(prompts, tell=False), skip=1 + self.skip, norm=False)
+        behind = None if self.third is None else self.third.t5(self.third.rows(prompts, name="T5"))
+        return self._joined(first, second, behind)
 
-    def hints(self, prompt: str) -> list[str]:
-        """What of the prompt is not read, in sentences."""
-        named = {"CLIP": self.first, **({"T5": self.third} if self.third else {})}
-        return cut_hints({name: text.tokenizer for name, text in named.items()}, prompt)
+    def weighted(self, flats: Sequence[Flat], law: str, /) -> TextStates:
+        """Prompts in a dialect. The transformer has learned one row of each encoder, so there are no chunks."""
+        texts = plain(flats, {"CLIP": self.first, "OpenCLIP": self.second, "T5": self.third})
+        if texts is not None:
+            return self(texts)
+        first, second = (
+            text.weighted_clip(flats, law, skip=1 + self.skip, norm=False, most=1, tell=text is self.first)
+            for text in (self.first, self.second)
+        )
+        return self._joined(first, second, None if self.third is None else self.third.weighted_t5(flats, law))
+
+    def _joined(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], behind: Tensor | None) -> TextStates:
+        clips = torch.cat([first[0], second[0]], dim=2)
+        if behind is None:
+            behind = clips.new_zeros((clips.shape[0], T5_LENGTH, self.width))
+        padded = F.pad(clips, (0, behind.shape[2] - clips.shape[2]))
+        return TextStates(torch.cat([padded, behind], dim=1), torch.cat([first[1], second[1]], dim=1))
 
 
 @frozen(eq=False)
@@ -96,18 +110,23 @@ def assemble(source: Source, options: Options) -> Model[TextStates]:
         raise FileError(f"{source.path.name!r} lacks one of its two CLIP text encoders.")
     factor, side = side_of(built, "transformer")
     config = built.config("transformer")
-    tokens = (side // factor // int(config.patch_size)) ** 2
-    shift = flow_shift(source.scheduler, tokens) if options.shift is None else options.shift
     return finish(
         built,
         PromptEncoder(first, second, built.text("text_encoder_3"), int(config.joint_attention_dim)),
         Transformer(built.networks["transformer"], built.placement),
-        flow(source.scheduler, shift=shift, time_scale=1000.0, spacing="uniform"),
+        flow(
+            source.scheduler,
+            shift=options.shift,
+            time_scale=1000.0,
+            spacing="uniform",
+            side=side // factor,
+            patch=int(config.patch_size),
+        ),
         LatentSpec(int(config.in_channels), factor, (side, side), multiple=factor * int(config.patch_size)),
         summary="Stable Diffusion 3"
         + (".5" if config.get("qk_norm") else "")
         + ("" if "text_encoder_3" in built.networks else ", without T5"),
         guidance=4.5 if config.get("qk_norm") else 7.0,
         steps=28,
-        member="sd35" if config.get("qk_norm") else "sd3",
+        member=named("sd3", normed=bool(config.get("qk_norm"))),
     )

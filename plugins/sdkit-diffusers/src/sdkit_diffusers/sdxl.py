@@ -8,19 +8,33 @@ https://arxiv.org/abs/2307.01952, section 2.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
-from sdkit import Conditions, FileError, LatentSpec, Level, Model, NetworkDenoiser, NoiseSchedule, concatenate
+from sdkit import (
+    Conditions,
+    FileError,
+    InvalidRequest,
+    LatentSpec,
+    Level,
+    Model,
+    NetworkDenoiser,
+    NoiseSchedule,
+    concatenate,
+)
 from sdkit_diffusers.assembly import build, finish, side_of
+from sdkit_diffusers.members import named
 from sdkit_diffusers.options import Options
 from sdkit_diffusers.parts import Source
 from sdkit_diffusers.schedules import trained
-from sdkit_diffusers.text import TextEncoder, TextStates, cut_hints
+from sdkit_diffusers.text import TextEncoder, TextStates, plain, words
 from sdkit_diffusers.unet import PaintingDenoiser, UNet
+
+if TYPE_CHECKING:
+    from sdkit_prompts.steps import Flat
 
 __all__ = ["PromptEncoder", "RefinerDenoiser", "SizeConditions", "assemble"]
 
@@ -67,26 +81,47 @@ class PromptEncoder:
         first: OpenAI's CLIP; the refiner has none.
         second: OpenCLIP.
         empty_is_zero: See above.
+        skip: How many more of the last layers are left out than the last one.
     """
 
     first: TextEncoder | None
     second: TextEncoder
     empty_is_zero: bool = True
+    skip: int = 0
 
     def __call__(self, prompts: Sequence[str], /) -> TextStates:
-        """Encoded prompts, one row each."""
-        states, pooled = self.second.clip(self.second.tokenizer(prompts), skip=1, norm=False)
+        """Encoded prompts, one row each; what is beyond 75 tokens is cut off, and told."""
+        states, pooled = self.second.clip(self.second.rows(prompts), skip=1 + self.skip, norm=False)
         if self.first is not None:
-            beside, _ = self.first.clip(self.first.tokenizer(prompts), skip=1, norm=False)
+            beside, _ = self.first.clip(self.first.rows(prompts, tell=False), skip=1 + self.skip, norm=False)
             states = torch.cat([beside, states], dim=2)
+        return self._zeroed(states, pooled, prompts)
+
+    def weighted(self, flats: Sequence[Flat], law: str, /) -> TextStates:
+        """Prompts in a dialect: with weights, and of any length, in chunks of 75 tokens side by side.
+
+        Raises:
+            InvalidRequest: a textual inversion has not as many vectors for the one text encoder as for the other.
+        """
+        texts = plain(flats, {"OpenCLIP": self.second, "CLIP": self.first})
+        if texts is not None:
+            return self(texts)
+        states, pooled = self.second.weighted_clip(flats, law, skip=1 + self.skip, norm=False)
+        if self.first is not None:
+            beside, _ = self.first.weighted_clip(flats, law, skip=1 + self.skip, norm=False)
+            if beside.shape[1] != states.shape[1]:
+                raise InvalidRequest(
+                    f"The prompt takes {beside.shape[1]} tokens in one encoder and {states.shape[1]} in the other: "
+                    "a textual inversion has not the same number of vectors for both."
+                )
+            states = torch.cat([beside, states], dim=2)
+        return self._zeroed(states, pooled, [words(flat) for flat in flats])
+
+    def _zeroed(self, states: Tensor, pooled: Tensor, prompts: Sequence[str]) -> TextStates:
         if self.empty_is_zero and "" in prompts:
             kept = torch.tensor([float(prompt != "") for prompt in prompts], device=states.device, dtype=states.dtype)
             states, pooled = states * kept[:, None, None], pooled * kept[:, None]
         return TextStates(states, pooled)
-
-    def hints(self, prompt: str) -> list[str]:
-        """What of the prompt is not read, in sentences."""
-        return cut_hints({"text encoder": self.second.tokenizer}, prompt)
 
 
 @frozen(eq=False)
@@ -152,6 +187,6 @@ def assemble(source: Source, options: Options) -> Model[TextStates]:
         summary="Stable Diffusion XL" + (", refiner" if refiner else ""),
         guidance=None if how.distilled else 5.0,
         steps=4 if how.distilled else 50,
-        member="sdxl-turbo" if how.distilled else "",
+        member=named(source.family, few_steps=how.distilled),
         **_wrapping(refiner, paints=config.in_channels > config.out_channels),
     )

@@ -20,6 +20,8 @@ from sdkit import FileError
 
 __all__ = ["T5_LENGTH", "TextTokenizer", "clip_tokenizer", "read_tokenizer"]
 
+PLAIN = 188
+"""Printable bytes, which stand for themselves."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 T5_LENGTH = 256
 """Tokens of a prompt that T5 reads; it has no positions that would limit them, and Stable Diffusion 3 learned with 77
@@ -60,6 +62,16 @@ class TextTokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return text[encoding.offsets[self.room][0] :] if len(encoding.ids) > self.room else ""
 
+    def words(self, numbers: Sequence[int]) -> str:
+        """The text that token numbers stand for, as far as they are in the vocabulary."""
+        known = [number for number in numbers if number < self.backend.get_vocab_size()]
+        if self.start is None:  # T5's tokenizers have their own way back
+            made: str = self.backend.decode(known)
+            return made.strip()
+        bytes_of = {letter: bytes([byte]) for letter, byte in zip(_bytes_to_letters(), _order(), strict=True)}
+        joined = "".join(self.backend.id_to_token(number) or "" for number in known).replace("</w>", " ")
+        return b"".join(bytes_of.get(letter, b" ") for letter in joined).decode(errors="replace").strip()
+
     def row(self, tokens: Sequence[int]) -> list[int]:
         """A row of ``length`` numbers: marks, the tokens (as many as there is room for), and padding."""
         kept = list(tokens[: self.room])
@@ -73,9 +85,14 @@ class TextTokenizer:
 
 def _bytes_to_letters() -> list[str]:
     """A letter for each of 256 bytes, in the order of CLIP's vocabulary; printable bytes stand for themselves."""
+    order = _order()
+    return [chr(byte) if place < PLAIN else chr(256 + place - PLAIN) for place, byte in enumerate(order)]
+
+
+def _order() -> list[int]:
+    """256 bytes, those that stand for themselves first."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return [*map(chr, plain), *(chr(256 + i) for i in range(len(others)))]
+    return [*plain, *(byte for byte in range(256) if byte not in plain)]
 
 
 def byte_pairs(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Tokenizer:

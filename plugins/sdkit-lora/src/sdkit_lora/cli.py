@@ -175,9 +175,7 @@ def train(
     from sdkit_lora.training import train as run
     from sdkit_training import Plan
 
-    plan = Plan(
-        steps=steps, batch=batch, accumulate=accumulate, learning_rate=learning_rate, average=average
-    )
+    plan = Plan(steps=steps, batch=batch, accumulate=accumulate, learning_rate=learning_rate, average=average)
     settings = Settings(
         rank=rank, alpha=alpha, targets=targets, conv=conv, layers=layers, plan=plan, min_snr=min_snr, drop=drop,
         prior_weight=prior_weight, seed=seed, trigger=trigger, precision=precision, format=form,

@@ -24,7 +24,7 @@ from sdkit_lora.errors import AdapterError, IncompatibleAdapter, UnmatchedKeys
 from sdkit_lora.formats import Parsed
 from sdkit_lora.keys import KeyMap
 
-__all__ = ["Adapter", "family_of_model", "open_adapter"]
+__all__ = ["Adapter", "family_of_model", "forget", "open_adapter", "write_whole"]
 
 KEPT = 32
 """How many files, and how many meanings of files for each model, are kept in memory; the oldest goes first."""
@@ -86,7 +86,9 @@ class Adapter:
         for width, family in _BY_CONTEXT.items():
             if width in widths:
                 return family
-        return "sdxl" if any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in keys) else ""
+        if any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in keys):
+            return "sdxl"
+        return self.metadata.get("ss_base_model_version", "") if "sdkit.trained_with" in self.metadata else ""
 
     def parsed(self, keys: KeyMap) -> Parsed:
         """What it means for a model; worked out once per model.
@@ -139,7 +141,6 @@ class Adapter:
                 f"({shown}); take an adapter made for it, or say unmatched='skip' to do without them."
             )
         return parsed
-
 
     def _check(self, parsed: Parsed, keys: KeyMap) -> None:
         """Raises `IncompatibleAdapter` unless every delta fits its weight, and there is one."""
@@ -270,6 +271,13 @@ def _object(text: str, name: str) -> str:
 def _why(error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"cannot be read ({reason})"
+
+
+def forget() -> None:
+    """Drop every file, and what files mean for models, from memory; they are read again when they are asked for."""
+    with _LOCK:
+        _FILES.clear()
+        _MEANINGS.clear()
 
 
 def write_whole(path: Path, content: bytes) -> Path:

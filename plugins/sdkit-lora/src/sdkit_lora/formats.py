@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 from attrs import evolve, field, frozen
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sdkit_lora.deltas import Delta, Dense, Dora, LoHa, LoKr, LowRank, Replacement
 from sdkit_lora.errors import AdapterError
-from sdkit_lora.keys import KeyMap, Place
+from sdkit_lora.keys import DENOISERS, KeyMap, Place
 
 __all__ = ["AdapterFormat", "Generic", "Parsed", "described", "groups", "read"]
 
@@ -91,6 +92,16 @@ class Parsed:
 
     deltas: Mapping[Place, Delta] = field(repr=False)
     unmatched: tuple[str, ...]
+
+    @cached_property
+    def picture(self) -> Mapping[Place, Delta]:
+        """Those of the denoiser."""
+        return {place: delta for place, delta in self.deltas.items() if place.target in DENOISERS}
+
+    @cached_property
+    def words(self) -> Mapping[Place, Delta]:
+        """Those of text encoders."""
+        return {place: delta for place, delta in self.deltas.items() if place.target not in DENOISERS}
 
 
 class AdapterFormat(Protocol):

@@ -42,7 +42,7 @@ JOINED = {
 """What stands before a path whose dots are underscores, per target."""
 
 
-@frozen
+@frozen(cache_hash=True)
 class Place:
     """A weight or bias of a model, or some of its rows seen from a file's fused tensor.
 
@@ -84,18 +84,18 @@ def targets(*parts: object) -> dict[str, nn.Module]:
 
 
 def _texts(encoder: object) -> dict[str, nn.Module]:
-    """An encoder's networks, in the order of its fields. A field that is None keeps its number: XL's refiner has no
-    first text encoder, and its only one is still called the second.
+    """An encoder's networks, in the order of its fields.
+
+    A field that is None keeps its number: XL's refiner has no first text encoder, and its only one is still the second.
     """
     found: dict[str, nn.Module] = {}
     fields = [encoder] if isinstance(encoder, nn.Module) else list(_fields(encoder))
     number = 0
     for value in fields:
-        modules = [] if value is None else _modules(value)
-        for module in modules or ([None] if value is None else []):
+        number += value is None
+        for module in _modules(value):
             number += 1
-            if module is not None:
-                found["text_encoder" if number == 1 else f"text_encoder_{number}"] = _plain(module)
+            found["text_encoder" if number == 1 else f"text_encoder_{number}"] = _plain(module)
     return found
 
 
@@ -156,11 +156,14 @@ class KeyMap:
 
     modules: Mapping[str, nn.Module]
     stems: tuple[Mapping[str, tuple[Place, ...]], ...] = field(repr=False)
+    _layers: Mapping[str, Mapping[str, nn.Module]] = field(repr=False)
 
     @classmethod
     def of(cls, modules: Mapping[str, nn.Module]) -> KeyMap:
         """The map of these networks; what is worked out for a network is kept as long as the network."""
-        return cls(dict(modules), tuple(_stems(target, network) for target, network in modules.items()))
+        known = {target: _known(target, network) for target, network in modules.items()}
+        stems = tuple(one.stems for one in known.values())
+        return cls(dict(modules), stems, {target: one.layers for target, one in known.items()})
 
     @property
     def places(self) -> Mapping[str, tuple[Place, ...]]:
@@ -174,22 +177,44 @@ class KeyMap:
 
     def parameter(self, place: Place) -> Tensor | None:
         """The weight or bias itself, or None where the layer has no such thing."""
-        module = self.modules[place.target].get_submodule(place.path)
-        value = getattr(module, place.parameter, None)
+        layer = self._layers[place.target].get(place.path)
+        if layer is None:
+            layer = self.modules[place.target].get_submodule(place.path)
+        value = layer._parameters.get(place.parameter)
+        if value is None:  # not every weight is a parameter
+            value = getattr(layer, place.parameter, None)
         return value if isinstance(value, Tensor) else None
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[str, tuple[int, Mapping[str, tuple[Place, ...]]]]] = WeakKeyDictionary()
+@frozen(eq=False)
+class _Known:
+    """What is worked out once for a network; its layers are held, itself is not."""
+
+    shape: int
+    stems: Mapping[str, tuple[Place, ...]]
+    layers: Mapping[str, nn.Module]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, _Known]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def _stems(target: str, network: nn.Module) -> Mapping[str, tuple[Place, ...]]:
-    """Every stem of one network; worked out anew when layers were put in or taken out."""
-    count = sum(1 for _ in network.modules())
+def _shape(network: nn.Module) -> int:
+    """Changes when a layer is put in, taken out or exchanged. ``network.modules()`` is ten times slower."""
+    found, waiting = [], [network]
+    while waiting:
+        module = waiting.pop()
+        found.append(id(module))
+        waiting += [inner for inner in module._modules.values() if inner is not None]
+    return hash(tuple(found))
+
+
+def _known(target: str, network: nn.Module) -> _Known:
+    shape = _shape(network)
     with _LOCK:
         kept = _KNOWN.get(network, {}).get(target)
-    if kept is not None and kept[0] == count:
-        return kept[1]
+    if kept is not None and kept.shape == shape:
+        return kept
     places: dict[str, tuple[Place, ...]] = {}
 
     def add(stem: str, where: tuple[Place, ...]) -> None:
@@ -200,9 +225,11 @@ def _stems(target: str, network: nn.Module) -> Mapping[str, tuple[Place, ...]]:
             add(prefix + path, where)
         for prefix in JOINED.get(target, (f"lora_{target}_",)):
             add(prefix + path.replace(".", "_"), where)
+    layers = {path: module for path, module in network.named_modules() if path}
+    made = _Known(shape, places, layers)
     with _LOCK:
-        _KNOWN.setdefault(network, {})[target] = (count, places)
-    return places
+        _KNOWN.setdefault(network, {})[target] = made
+    return made
 
 
 def _paths(target: str, network: nn.Module) -> Iterator[tuple[str, tuple[Place, ...]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -16,8 +17,7 @@ from sdkit import ContractError, Level, Model, ParameterError, Parts
 from sdkit_lora.applying import Active, Bypass, Strength, Table
 from sdkit_lora.errors import AdapterError
 from sdkit_lora.files import open_adapter
-from sdkit_lora.formats import Parsed
-from sdkit_lora.keys import DENOISERS, KeyMap, targets
+from sdkit_lora.keys import KeyMap, targets
 
 __all__ = ["AdaptedDenoiser", "AdaptedEncoder", "Lora", "on"]
 
@@ -97,19 +97,15 @@ def adapted(parts: Parts[Any, Any, Any], adapters: Sequence[Lora]) -> Parts[Any,
         file = open_adapter(one.file)
         parsed = file.fitted(keys, unmatched=one.unmatched)
         text = one.strength if one.text_strength is None else one.text_strength
-        picture, words = _split(parsed)
-        in_denoiser += [Active(file.sha256, picture, one.strength, one.merge)] if picture else []
-        in_encoder += [Active(file.sha256, words, text, one.merge)] if words else []
+        if parsed.picture:
+            in_denoiser.append(Active(file.sha256, parsed.picture, one.strength, one.merge))
+        if parsed.words:
+            in_encoder.append(Active(file.sha256, parsed.words, text, one.merge))
     if any(one.acts for one in in_denoiser):
         denoiser = AdaptedDenoiser(bare_denoiser, tuple(in_denoiser), Table.of(keys, in_denoiser))
     if any(one.acts for one in in_encoder):
         encoder = AdaptedEncoder(bare_encoder, tuple(in_encoder), Table.of(keys, in_encoder))
     return attrs.evolve(parts, denoiser=denoiser, encoder=encoder)
-
-
-def _split(parsed: Parsed) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    picture = {place: delta for place, delta in parsed.deltas.items() if place.target in DENOISERS}
-    return picture, {place: delta for place, delta in parsed.deltas.items() if place.target not in DENOISERS}
 
 
 @contextmanager
@@ -148,7 +144,26 @@ class AdaptedDenoiser:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.inner, name)
+        found = getattr(self.inner, name)
+        # both sides of guidance at once, where the denoiser inside has a way of its own for it: with adapters too
+        return partial(self._pair, found) if name == "pair" else found
+
+    @property
+    def per_image(self) -> bool:
+        """Whether the images of a batch have adapters of different strength, so that their order matters."""
+        return self.table.images is not None
+
+    def _pair(self, inner: Callable[..., Any], x: Tensor, level: Level, cond: Any, /) -> Any:
+        self._check(x)
+        with Bypass(self.table) as bypass:
+            result = inner(x, level, cond)
+        _used(bypass, "denoiser")
+        return result
+
+    def _check(self, x: Tensor) -> None:
+        images = self.table.images
+        if images is not None and x.shape[0] % images:
+            raise ContractError(f"An adapter has strengths for {images} images, the batch has {x.shape[0]}.")
 
     def __call__(self, x: Tensor, level: Level, cond: Any, /) -> Tensor:
         """The prediction with adapters; shape and dtype of ``x``.
@@ -156,9 +171,7 @@ class AdaptedDenoiser:
         Raises:
             ContractError: the network used none of the adapted weights, so that nothing was changed.
         """
-        images = self.table.images
-        if images is not None and x.shape[0] % images:
-            raise ContractError(f"An adapter has strengths for {images} images, the batch has {x.shape[0]}.")
+        self._check(x)
         with Bypass(self.table, x.shape[0]) as bypass:
             result: Tensor = self.inner(x, level, cond)
         _used(bypass, "denoiser")

@@ -240,8 +240,7 @@ class Session:
             tensors[up] = weights[f"{place.target}.{place.path}.up"].to("cpu", dtype).contiguous()
             if self.settings.format == "kohya":
                 tensors[f"{stem}.alpha"] = torch.tensor(self.settings.scale)
-        content = save(tensors, metadata=self._metadata())
-        return write_whole(Path(path), content)
+        return write_whole(Path(path), _in_order(save(tensors, metadata=self._metadata())))
 
     def _metadata(self) -> dict[str, str]:
         settings, spec = self.settings, self.model.spec
@@ -321,6 +320,19 @@ def _names(place: Place, form: str) -> tuple[str, str, str]:
     prefix = PREFIXES.get(place.target) or f"lora_te{number}_"
     stem = prefix + place.path.replace(".", "_")
     return stem, f"{stem}.lora_down.weight", f"{stem}.lora_up.weight"
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file whose metadata stand in the order of their names.
+
+    safetensors writes them in any order, and the same training shall give the same file.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:

@@ -9,7 +9,7 @@ A bracket that is never closed acts to the end; one that was never opened is tex
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -28,6 +28,9 @@ from sdkit_prompts.tree import (
     decimal,
     scaled,
 )
+
+if TYPE_CHECKING:
+    from sdkit import Request
 
 __all__ = ["A1111"]
 
@@ -81,6 +84,12 @@ class A1111:
         if len(branches) > 1:
             return And(tuple(branches))
         return self._prompt(text)
+
+    def requested(self, request: Request, folder: str = ".") -> Request:
+        """What the request's prompt asks for besides words, as modifiers: see `sdkit_prompts.requested`."""
+        from sdkit_prompts.requested import with_adapters
+
+        return with_adapters(request, self, folder)
 
     def print(self, tree: Tree) -> str:
         """The text that `parse` reads as this tree.

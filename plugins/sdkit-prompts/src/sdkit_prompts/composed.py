@@ -14,6 +14,7 @@ Guided by a scale s away from a negative prompt, a composed prompt with total we
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -65,40 +66,92 @@ class Composing(Generic[C]):
 
     def pair(self, x: Tensor, level: Level, cond: Conditions[Composed[C]], /) -> tuple[Tensor, Tensor]:
         """What guidance moves toward, ``P``, and away from, ``D_neg``, in one forward pass."""
-        twice = x.repeat(2, *[1] * (x.ndim - 1))
-        sums, negatives = self._sums(twice, level, concatenate(cond.positive, cond.negative)).chunk(2)
+        inner = getattr(self.denoiser, "pair", None)
+        if inner is not None:
+            sums, negatives = self._paired(inner, x, level, cond)
+        else:
+            twice = x.repeat(2, *[1] * (x.ndim - 1))
+            sums, negatives = self._sums(twice, level, concatenate(cond.positive, cond.negative)).chunk(2)
         negative = _mean(negatives, level, cond.negative)
         rest = 1 - _totals(level, cond.positive)
         if not rest.any():
             return sums, negative
         return sums + negative * rest.to(x).reshape(-1, *[1] * (x.ndim - 1)), negative
 
+    def _paired(
+        self, inner: Callable[..., Sequence[Tensor]], x: Tensor, level: Level, cond: Conditions[Composed[C]]
+    ) -> tuple[Tensor, Tensor]:
+        """The sums of both sides from a denoiser that itself answers both at once: each branch with a negative."""
+        both = (cond.positive, cond.negative)
+        sides = [_branches(level, side) for side in both]
+        counts = [max(1, *map(len, branches)) for branches in zip(*sides, strict=True)]
+        images = [image for image, count in enumerate(counts) for _ in range(count)]
+        self._refuse_per_image(images, len(x))
+        # the shorter side of an image repeats its last branch with weight 0
+        filled = [
+            [
+                entry
+                for row, count in zip(side, counts, strict=True)
+                for entry in (*row, *[(row[-1][0] if row else 0, 0.0)] * (count - len(row)))
+            ]
+            for side in sides
+        ]
+        chosen = [
+            _chosen(side.parts, [(image, part) for image, (part, _) in zip(images, row, strict=True)])
+            for side, row in zip(both, filled, strict=True)
+        ]
+        found = inner(torch.stack([x[image] for image in images]), level, Conditions(*chosen))
+        positive, negative = (
+            _added(prediction, images, [weight for _, weight in row], x)
+            for prediction, row in zip(found, filled, strict=True)
+        )
+        return positive, negative
+
+    def _refuse_per_image(self, images: list[int], count: int) -> None:
+        if images != list(range(count)) and getattr(self.denoiser, "per_image", False):
+            raise InvalidRequest(
+                "A batch with an adapter of another strength for each image cannot join prompts by AND; make the "
+                "images one by one."
+            )
+
     def _sums(self, x: Tensor, level: Level, cond: Composed[C]) -> Tensor:
         """``sum_j w_j D_j`` per image; branches of weight 0 are not computed."""
-        # all on the host, so that no step waits for a device
-        said, weights = _now(cond.which, level, cond).tolist(), _now(cond.weights, level, cond).tolist()
-        rows = [
-            (image, part, weight)
-            for image, (branches, shares) in enumerate(zip(said, weights, strict=True))
-            for part, weight in zip(branches, shares, strict=True)
-            if weight != 0
-        ]
+        rows = [(image, *branch) for image, said in enumerate(_branches(level, cond)) for branch in said]
         images = [image for image, _, _ in rows]
         once = images == list(range(len(x)))
+        self._refuse_per_image(images, len(x))
         if once and len({part for _, part, _ in rows}) == 1:
             chosen = cond.parts[rows[0][1]]
         else:
-            chosen = map_tensors(
-                lambda *parts: torch.stack([parts[part][image] for image, part, _ in rows]), *cond.parts
-            )
+            chosen = _chosen(cond.parts, [(image, part) for image, part, _ in rows])
         found = self.denoiser(x if once else torch.stack([x[image] for image in images]), level, chosen)
         if once and all(weight == 1 for _, _, weight in rows):
             return found
-        sums: list[Any] = [None] * len(x)
-        for (image, _, weight), prediction in zip(rows, found, strict=True):
+        return _added(found, images, [weight for _, _, weight in rows], x)
+
+
+def _branches(level: Level, cond: Composed[Any]) -> list[list[tuple[int, float]]]:
+    """Per image, (part, weight) of what it says at a level; all on the host, so that no step waits for a device."""
+    said, weights = _now(cond.which, level, cond).tolist(), _now(cond.weights, level, cond).tolist()
+    return [
+        [(part, weight) for part, weight in zip(branches, shares, strict=True) if weight != 0]
+        for branches, shares in zip(said, weights, strict=True)
+    ]
+
+
+def _chosen(parts: tuple[C, ...], rows: list[tuple[int, int]]) -> C:
+    """The conditioning of rows (image, part)."""
+    return map_tensors(lambda *trees: torch.stack([trees[part][image] for image, part in rows]), *parts)
+
+
+def _added(found: Tensor, images: list[int], weights: list[float], x: Tensor) -> Tensor:
+    """``sum_j w_j D_j`` per image of ``x``, from predictions of rows; a row of weight 0 adds nothing."""
+    sums: list[Any] = [None] * len(x)
+    for image, weight, prediction in zip(images, weights, found, strict=True):
+        if weight != 0:
             term = prediction * weight
             sums[image] = term if sums[image] is None else sums[image] + term
-        return torch.stack([torch.zeros_like(x[0]) if one is None else one for one in sums])
+    return torch.stack([torch.zeros_like(x[0]) if one is None else one for one in sums])
 
 
 def _now(table: Tensor, level: Level, cond: Composed[Any]) -> Tensor:

@@ -95,7 +95,8 @@ class Prompted(Generic[C]):
 
     def along(self, grid: Grid, /) -> Prompted[C]:
         """The encoder for a run along ``grid``."""
-        return attrs.evolve(self, grid=grid)
+        inner = self.encoder.along(grid) if hasattr(self.encoder, "along") else self.encoder
+        return attrs.evolve(self, encoder=inner, grid=grid)
 
     def __call__(self, prompts: Sequence[str], /) -> Composed[C]:
         """The conditioning of prompts, b of them.

@@ -1,0 +1,1 @@
+"""Generators, filters and sinks of frames, first-party."""
