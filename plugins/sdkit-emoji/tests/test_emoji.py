@@ -204,7 +204,7 @@ def test_a_pipeline_is_composed_of_the_bare_parts(model: sdkit.Model[TextStates]
         denoiser=sdkit.guided(model.denoiser, scale=4.0),
         scheduler=sdkit.Euler(),
         decoder=model.autoencoder,
-        spacing=sdkit.Uniform(),
+        spacing=sdkit.Trailing(),
     )
     request = sdkit.Request("red heart, 3d style", seeds=(3,), steps=5, guidance=4.0)
     assert torch.equal(own(request).latents, sdkit.pipeline(model)(request).latents)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sdkit
-from sdkit_lora import AdapterError, IncompatibleAdapter, KeyMap, Lora, UnmatchedKeys, on, open_adapter, targets
+from sdkit_lora import AdapterError, IncompatibleAdapter, KeyMap, Lora, UnmatchedKeys, cached, on, open_adapter, targets
 from sdkit_lora.applying import Active, Bypass, Table
 from sdkit_lora.deltas import Delta, Dense, Dora, LoHa, LoKr, LowRank, Replacement
 from sdkit_lora.keys import Place
@@ -486,3 +486,51 @@ def test_an_adapter_reaches_a_denoiser_that_answers_both_sides_itself(
     got = latents(own, Lora(files["unet"], strength), seeds=seeds)
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(got, latents(own, seeds=seeds), atol=1e-2)
+
+
+class Counting:
+    """An encoder that counts the prompts it encodes."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.count = inner, 0
+        self.adapter_targets = {"text_encoder": inner.network}
+
+    def __call__(self, prompts: Any, /) -> Any:
+        self.count += len(prompts)
+        return self.inner(prompts)
+
+
+def test_remembered_prompts_are_encoded_once_for_each_set_of_adapters(
+    model: sdkit.Model[Any], files: dict[str, Path]
+) -> None:
+    counting = Counting(model.encoder)
+    own = attrs.evolve(model, encoder=cached(counting))
+    bare = latents(model)
+    assert torch.equal(latents(own), bare)
+    asked = counting.count
+    assert asked == 2  # the prompt and the empty negative one
+    assert torch.equal(latents(own), bare)
+    assert counting.count == asked
+    for strength in (1.0, 0.5):
+        adapter = Lora(files["text"], 1.0, text_strength=strength)
+        assert torch.equal(latents(own, adapter), latents(model, adapter))
+    assert counting.count == 3 * asked
+    latents(own, Lora(files["text"], 1.0, text_strength=0.5))
+    latents(own, Lora(files["unet"], 0.3))  # changes no text encoder
+    assert counting.count == 3 * asked
+    assert torch.equal(latents(own), bare)
+
+
+def test_a_cache_is_bounded_and_leaves_images_with_adapters_of_their_own_alone(
+    model: sdkit.Model[Any], files: dict[str, Path]
+) -> None:
+    counting = Counting(model.encoder)
+    encoder = cached(counting, most=2)
+    for prompt in ("a", "b", "a", "c", "a", "b"):
+        torch.testing.assert_close(encoder([prompt]).pooled, model.encoder([prompt]).pooled)
+    assert counting.count == 4
+    own = attrs.evolve(model, encoder=cached(Counting(model.encoder)))
+    adapter = Lora(files["text"], (1.0, 0.0))
+    assert torch.equal(latents(own, adapter, seeds=(1, 2)), latents(model, adapter, seeds=(1, 2)))
+    with pytest.raises(AdapterError, match="at least one"):
+        cached(model.encoder, 0)

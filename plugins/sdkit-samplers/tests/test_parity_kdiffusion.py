@@ -279,17 +279,15 @@ def test_dpm_adaptive_arrives_at_the_same_place_to_within_its_tolerance(order: i
     assert 0 < difference < 10 * tolerance
 
 
-def churned(monkeypatch: pytest.MonkeyPatch, grid: Grid, churn: float, s_min: float, s_max: float) -> None:
-    """`torch.randn_like` gives, step for step, the draw that ours asks for."""
-    gamma = min(churn / (len(grid) - 1), math.sqrt(2) - 1)
-    steps = iter(grid[:-1])
+def churned(monkeypatch: pytest.MonkeyPatch, grid: Grid, s_min: float, s_max: float) -> None:
+    """`torch.randn_like` gives, step for step, the draw that ours asks for: that of the interval before the step."""
+    steps = iter(zip((grid[0], *grid), grid[:-1], strict=False))
 
     def drawn(x: Tensor) -> Tensor:
-        level = next(steps)
-        s = level.noise_to_signal
-        if not s_min <= s <= s_max:
+        before, level = next(steps)
+        if not s_min <= level.noise_to_signal <= s_max:
             return torch.full_like(x, math.nan)
-        return NOISE(x, Level(0, 1, s * (1 + gamma)), Level(0, 1, s))
+        return NOISE(x, before, level)
 
     monkeypatch.setattr(torch, "randn_like", drawn)
 
@@ -301,7 +299,7 @@ def test_churn(monkeypatch: pytest.MonkeyPatch, name: str, method: str, churn: f
     grid = GRIDS[name]
     # the steps whose raised level stays below the first one: above it ours does not go
     s_min, s_max = 0.05, grid[0].noise_to_signal / 1.5
-    churned(monkeypatch, grid, churn, s_min, s_max)
+    churned(monkeypatch, grid, s_min, s_max)
     text = f"{method}-churn(churn={churn}, s_min={s_min}, s_max={s_max}, s_noise=1.003)"
     assert_same(ours(text, grid), theirs(method, grid, s_churn=churn, s_tmin=s_min, s_tmax=s_max, s_noise=1.003))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sdkit_lora.cache import cached
     from sdkit_lora.errors import AdapterError, IncompatibleAdapter, UnmatchedKeys
     from sdkit_lora.files import Adapter, open_adapter
     from sdkit_lora.inspecting import Report, inspect
@@ -22,6 +23,7 @@ __all__ = [
     "Session",
     "Settings",
     "UnmatchedKeys",
+    "cached",
     "inspect",
     "on",
     "open_adapter",
@@ -38,6 +40,7 @@ _ORIGIN = {
     "Session": "training",
     "Settings": "training",
     "UnmatchedKeys": "errors",
+    "cached": "cache",
     "inspect": "inspecting",
     "on": "modifier",
     "open_adapter": "files",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdkit import ContractError, Level, Model, ParameterError, Parts
 from sdkit_lora.applying import Active, Bypass, Strength, Table
+from sdkit_lora.cache import CachedEncoder
 from sdkit_lora.errors import AdapterError
 from sdkit_lora.files import open_adapter
 from sdkit_lora.keys import KeyMap, targets
@@ -85,6 +86,8 @@ def adapted(parts: Parts[Any, Any, Any], adapters: Sequence[Lora]) -> Parts[Any,
         FileError, AdapterError: one of the files cannot be used with these parts.
     """
     denoiser, encoder = parts.denoiser, parts.encoder
+    memory = encoder if isinstance(encoder, CachedEncoder) else None
+    encoder = encoder if memory is None else memory.inner
     before_denoiser = denoiser.active if isinstance(denoiser, AdaptedDenoiser) else ()
     before_encoder = encoder.active if isinstance(encoder, AdaptedEncoder) else ()
     bare_denoiser = denoiser.inner if isinstance(denoiser, AdaptedDenoiser) else denoiser
@@ -105,6 +108,9 @@ def adapted(parts: Parts[Any, Any, Any], adapters: Sequence[Lora]) -> Parts[Any,
         denoiser = AdaptedDenoiser(bare_denoiser, tuple(in_denoiser), Table.of(keys, in_denoiser))
     if any(one.acts for one in in_encoder):
         encoder = AdaptedEncoder(bare_encoder, tuple(in_encoder), Table.of(keys, in_encoder))
+    if memory is not None:
+        on_it = sorted((one.sha256, str(one.strength), one.merge) for one in in_encoder if one.acts)
+        encoder = attrs.evolve(memory, inner=encoder, adapters=tuple(on_it))
     return attrs.evolve(parts, denoiser=denoiser, encoder=encoder)
 
 
