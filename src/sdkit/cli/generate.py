@@ -113,6 +113,8 @@ def generate(
     target = Path(out) if out is not None else _free_name(prompt, seed)
     _check_targets([*image_names(target, count), *([Path(sheet)] if sheet else [])], keep=[image, mask])
 
+    syntax = registry().make("prompt-dialect", dialect) if dialect is not None else None
+
     from sdkit.request import Request  # everything cheap is checked before a model is loaded
 
     request = Request(
@@ -128,9 +130,10 @@ def generate(
         image=image,
         strength=strength,
         mask=None if fit else mask,
-        modifiers=(*adapters, *modifiers, *_dialect(dialect)),
+        # the dialect is the last modifier, because the others look into conditionings
+        modifiers=(*adapters, *modifiers, *([f"prompts(dialect={dialect!r})"] if dialect is not None else [])),
     )
-    requested = getattr(registry().make("prompt-dialect", dialect), "requested", None) if dialect else None
+    requested = getattr(syntax, "requested", None)
     if requested is not None:  # what a prompt asks for besides words: adapters, in the syntaxes that can
         request = requested(request, lora_folder)
 
@@ -192,14 +195,6 @@ def _run(pipe: Pipeline[str, Any, Any], request: Request) -> Result:
                 return event.result
             bar.update(1)
     raise AssertionError("a stream ends with its result")
-
-
-def _dialect(name: str | None) -> tuple[str, ...]:
-    """The modifier that reads prompts in a dialect; the last one, because the others look into conditionings."""
-    if name is None:
-        return ()
-    registry().make("prompt-dialect", name)  # refused before a model is loaded
-    return (f"prompts(dialect={name!r})",)
 
 
 def _lora(text: str) -> str:

@@ -29,10 +29,6 @@ def _weight(value: Any) -> float:
     return number("The weight of a T2I-Adapter", value, -100, 100)
 
 
-def _file(value: Any) -> str:
-    return str(value)
-
-
 @frozen
 class T2I:
     """A T2I-Adapter with its picture, as a modifier. Several in one request act together.
@@ -50,7 +46,7 @@ class T2I:
         InvalidRequest, ParameterError: a value is out of range.
     """
 
-    file: str = field(converter=_file)
+    file: str = field(converter=str)
     image: str = field(converter=image_text, repr=lambda text: repr(text[:40]))
     weight: float = field(default=1.0, converter=_weight, kw_only=True)
     start: float = field(default=0.0, kw_only=True)

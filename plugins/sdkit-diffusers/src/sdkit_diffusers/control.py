@@ -50,10 +50,6 @@ def _weight(value: Any) -> float:
     return number("The weight of a control", value, -100, 100)
 
 
-def _file(value: Any) -> str:
-    return str(value)
-
-
 @frozen
 class Control:
     """A control net with its picture, as a modifier. Several in one request act together.
@@ -71,7 +67,7 @@ class Control:
         InvalidRequest, ParameterError: a value is out of range.
     """
 
-    file: str = field(converter=_file)
+    file: str = field(converter=str)
     image: str = field(converter=image_text, repr=lambda text: repr(text[:40]))
     weight: float = field(default=1.0, converter=_weight, kw_only=True)
     start: float = field(default=0.0, kw_only=True)

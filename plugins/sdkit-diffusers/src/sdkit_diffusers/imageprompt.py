@@ -53,10 +53,6 @@ def _weight(value: Any) -> float:
     return number("The weight of an image prompt", value, -100, 100)
 
 
-def _text(value: Any) -> str:
-    return str(value)
-
-
 @frozen
 class ImagePrompt:
     """An IP-Adapter with its picture, as a modifier. Several in one request act together.
@@ -73,9 +69,9 @@ class ImagePrompt:
         InvalidRequest, ParameterError: a value is out of range.
     """
 
-    file: str = field(converter=_text)
+    file: str = field(converter=str)
     image: str = field(converter=image_text, repr=lambda text: repr(text[:40]))
-    encoder: str = field(default="", converter=_text, kw_only=True)
+    encoder: str = field(default="", converter=str, kw_only=True)
     weight: float = field(default=1.0, converter=_weight, kw_only=True)
     start: float = field(default=0.0, kw_only=True)
     end: float = field(default=1.0, kw_only=True)

@@ -176,10 +176,6 @@ def _below(value: Any) -> float | None:
     return None if value is None else number("The sigma / alpha at which a refiner takes over", value, 0, 1e6)
 
 
-def _file(value: Any) -> str:
-    return str(value)
-
-
 @frozen
 class Refiner:
     """A second model that goes on from a level, as a modifier; it is loaded once and kept until the model is closed.
@@ -193,7 +189,7 @@ class Refiner:
         ParameterError: a value is out of range.
     """
 
-    file: str = field(converter=_file)
+    file: str = field(converter=str)
     at: float = field(default=0.8, converter=_at, kw_only=True)
     below: float | None = field(default=None, converter=_below, kw_only=True)
 

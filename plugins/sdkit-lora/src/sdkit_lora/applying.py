@@ -201,7 +201,7 @@ class Bypass(TorchFunctionMode):
         added: list[tuple[Tensor, Strength]] = []
         for delta, strength in entry.parts:
             near = self._table.moved(delta, x)
-            extra = None if grouped else near.bypass(x, x, weight, operation)
+            extra = None if grouped else near.bypass(x, weight, operation)
             if extra is None and not per_image:
                 return func(x, self._table.merged(entry), self._swap(bias), *settings, **named)
             if extra is None:

@@ -50,8 +50,8 @@ class Delta(Protocol):
         """
         ...
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
-        """What the delta adds to ``y = W x`` (no bias) without being multiplied out; None where that is no gain."""
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+        """What the delta adds to ``W x`` without being multiplied out; None where that is no gain."""
         ...
 
     def rows(self, start: int, stop: int, /) -> Delta:
@@ -128,7 +128,7 @@ class LowRank:
             product = torch.einsum("or,rs...,si->oi...", up, self.mid.float(), down.flatten(1))
         return _reshaped(product * _scale(self.alpha, self.rank), weight, self.kind)
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """``alpha / rank * up (down x)``: two thin products instead of one wide one."""
         if weight.ndim == 2:
             low = F.linear(x, self.down.flatten(1))
@@ -208,7 +208,7 @@ class LoHa:
         """The product, in the weight's shape."""
         return _reshaped(self._product(), weight, self.kind)
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """An elementwise product cannot be applied factor by factor."""
         return None
 
@@ -275,7 +275,7 @@ class LoKr:
         first, second = self._factors()
         return _reshaped(_kron(first, second), weight, self.kind)
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """``kron(w1, w2) x = w2 X w1^T`` with ``x`` written as a matrix ``X``: no wide product is formed."""
         first, second = (factor.to(x.dtype) for factor in self._factors())
         c = first.shape[1]
@@ -342,7 +342,7 @@ class Dense:
         """The difference itself."""
         return _reshaped(self.difference.float(), weight, self.kind)
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """It is as wide as the weight."""
         return None
 
@@ -383,7 +383,7 @@ class Replacement:
         """New minus old."""
         return _reshaped(self.value.float(), weight, self.kind) - weight.float()
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """It is as wide as the weight."""
         return None
 
@@ -445,7 +445,7 @@ class Dora:
         direction = weight.float() + self.inner.matrix(weight)
         return direction * self._factor(direction) - weight.float()
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """The norm of ``V`` needs it whole, so nothing is gained."""
         return None
 
@@ -503,7 +503,7 @@ class Sliced:
         """The rows."""
         return _reshaped(self._window(), weight, self.kind)
 
-    def bypass(self, x: Tensor, y: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
+    def bypass(self, x: Tensor, weight: Tensor, operation: Apply, /) -> Tensor | None:
         """The whole is formed anyway."""
         return None
 
