@@ -96,8 +96,8 @@ def test_each_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    options = {"reference_steps": 60} if path.stem == "compare_schedulers" else {}
-    outcome = module.main(**options)
+    options = {"compare_schedulers": {"reference_steps": 60}, "train_folder": {"steps": 2, "draw_steps": 2}}
+    outcome = module.main(**options.get(path.stem, {}))
     if isinstance(outcome, Path):
         assert outcome.stat().st_size > 1000
     else:
