@@ -417,6 +417,24 @@ def test_names_are_written_as_the_registry_knows_them() -> None:
     assert (request.scheduler, request.spacing) == ("heun", "trailing")
 
 
+class Particular(Recorder):
+    """A modifier that serves pictures of one size alone."""
+
+    def check(self, request: Request) -> None:
+        if request.size != (32, 32) or request.steps is None:
+            raise sdkit.InvalidRequest(f"not of {request.size} in {request.steps} steps")
+
+
+def test_a_modifier_is_asked_about_the_request_before_anything_is_computed() -> None:
+    pipe, modifier = sdkit.pipeline(toy_model()), Particular()
+    for ask in (pipe.plan, pipe, lambda request: next(pipe.stream(request))):
+        with pytest.raises(sdkit.InvalidRequest, match=r"not of \(64, 32\) in [0-9]+ steps"):
+            ask(Request("hello", size=(64, 32), modifiers=(modifier,)))
+    assert modifier.log == []
+    pipe(Request("hello", modifiers=(modifier,)))  # the size and the steps that the model recommends are filled in
+    assert modifier.log == ["enter", "leave"]
+
+
 def test_guidance_goes_around_what_modifiers_make_of_the_denoiser() -> None:
     model = toy_model()
     hand = attrs.evolve(sdkit.pipeline(model), denoiser=sdkit.guided(model.denoiser, 2.0))

@@ -207,9 +207,8 @@ class Pipeline(Generic[P, C, O]):
             paints = request.mask is not None and hasattr(bare, "painting")
             bare = _painting(bare, request, self.device) if paints else bare
             parts = Parts(self.encoder, bare, plan.scheduler, self.decoder)
-            for modifier in request.modifiers:
-                made = registry().make("modifier", modifier) if isinstance(modifier, str) else modifier
-                parts = stack.enter_context(made.apply(parts))
+            for modifier in _modifiers(request):
+                parts = stack.enter_context(modifier.apply(parts))
             denoiser = _guided(parts.denoiser, request)
             with torch.no_grad():
                 with _slot("encoder"):
@@ -296,6 +295,8 @@ class Pipeline(Generic[P, C, O]):
             noise=noise_name,
         )
         _guided(self.denoiser, filled)  # refuses what cannot be guided, before anything runs
+        for check in (modifier.check for modifier in _modifiers(filled) if hasattr(modifier, "check")):
+            check(filled)
         calls = evaluations(scheduler, grid, torch.zeros((1, shape[1], 1, 1)), noise(request.seeds[:1], grid))
         return Plan(filled, grid, shape, calls, scheduler, noise(request.seeds, grid))
 
@@ -407,6 +408,11 @@ def _done(plan: Plan, resume: StepEvent | None) -> int:
             f"The event to go on from has latents of shape {tuple(resume.x.shape)}, the request {plan.latent_shape}."
         )
     return resume.index
+
+
+def _modifiers(request: Request) -> list[Any]:
+    """The modifiers of a request, those made that are only named."""
+    return [registry().make("modifier", one) if isinstance(one, str) else one for one in request.modifiers]
 
 
 def _guided(denoiser: Denoiser[Any], request: Request) -> Denoiser[Any]:

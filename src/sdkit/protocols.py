@@ -227,7 +227,8 @@ class Parts(Generic[P, C, O]):
 class Modifier(Protocol):
     """A change of behaviour as a frozen, serialisable value: a LoRA, a control image, a guidance method, tiling.
 
-    On leaving the scope everything is bit for bit as before.
+    On leaving the scope everything is bit for bit as before. One with ``check(request)`` is asked when a request is
+    planned, everything filled in, and refuses there what it cannot serve (`InvalidRequest`): nothing is computed yet.
     """
 
     def apply(self, parts: Parts[Any, Any, Any], /) -> AbstractContextManager[Parts[Any, Any, Any]]:

@@ -194,10 +194,7 @@ class Request:
             yield f"Guidance rescale must lie between 0 and 1, not {rescale!r}."
         interval = self.guidance_interval
         if interval is not None and not _interval(interval):
-            yield (
-                "The guidance interval is (low, high) in sigma / alpha with 0 <= low < high, infinity allowed, "
-                f"not {interval!r}."
-            )
+            yield f"The guidance interval is (low, high) in sigma / alpha, 0 <= low < high <= inf, not {interval!r}."
         if self.strength is not None and (not _finite(self.strength) or not 0 < self.strength <= 1):
             yield f"Strength must be above 0 (nothing changes) and at most 1 (nothing is kept), not {self.strength!r}."
         if self.steps_policy not in ("proportional", "exact"):

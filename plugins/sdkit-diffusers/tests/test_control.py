@@ -17,6 +17,8 @@ from test_parity_sd import pixels_of
 from tinycontrol import control_net, edges, original_control
 
 import sdkit
+from sdkit_diffusers.adapters import T2I
+from sdkit_diffusers.beside import picture as image_of
 from sdkit_diffusers.control import Control, load_control, with_control
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -223,7 +225,7 @@ def test_bad_input(family: str, model: Any, parts: Any, nets: Any, place: Path, 
         sdkit.InvalidRequest, "32x32 but the picture to make is 64x64; .* fit=True", Control(str(place / "net0"), small)
     )
     refused(sdkit.FileError, "'none.png' cannot be read", Control(str(place / "net0"), str(tmp_path / "none.png")))
-    refused(sdkit.FileError, "'nowhere' cannot be read", Control(str(tmp_path / "nowhere"), str(small)))
+    refused(sdkit.FileError, "'nowhere' cannot be read", Control(str(tmp_path / "nowhere"), edges(0)))
     other = control_net(FAMILIES["sdxl" if family == "sd1" else "sd1"]()["unet"])
     other.save_pretrained(tmp_path / "other")
     refused(
@@ -261,6 +263,41 @@ def test_bad_input(family: str, model: Any, parts: Any, nets: Any, place: Path, 
             Control("net", image)
     with pytest.raises(sdkit.ParameterError, match="needs image"):
         pipe(sdkit.Request(PROMPT, modifiers=("control(file='net')",)))
+
+
+def test_a_wrong_size_is_found_before_anything_is_computed(family: str, model: Any, place: Path) -> None:
+    """Whatever decides the size: the request, its start image, or the model. No part runs, no net is loaded."""
+    pipe = sdkit.pipeline(model)
+    ran: list[str] = []
+    hooks = [part.register_forward_pre_hook(lambda *_: ran.append("ran")) for part in model.autoencoder.placement.parts]
+    wrong, nowhere = edges(0, 32), str(place / "nowhere")
+    start = Image.new("RGB", (96, 64))
+    cases: list[tuple[Any, str, dict[str, Any]]] = [
+        (Control(nowhere, wrong), "64x64", {"size": (64, 64)}),
+        (Control(nowhere, wrong), "64x64", {}),
+        (Control(nowhere, edges(0)), "96x64", {"image": start, "mask": Image.new("L", (96, 64), 255)}),
+        (T2I(nowhere, wrong), "64x64", {"size": (64, 64)}),
+    ]
+    try:
+        for modifier, size, fields in cases:
+            request = sdkit.Request(PROMPT, steps=2, modifiers=("freeu", modifier), **fields)
+            what = "T2I-Adapter" if isinstance(modifier, T2I) else "control"
+            match = f"The {what}'s image is {modifier_size(modifier)} but the picture to make is {size}; .* fit=True"
+            for ask in (pipe.plan, pipe, lambda r: next(pipe.stream(r))):
+                with pytest.raises(sdkit.InvalidRequest, match=match):
+                    ask(request)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert ran == []
+    fitting = Control(nowhere, wrong, fit=True)
+    assert pipe.plan(sdkit.Request(PROMPT, modifiers=(fitting,))).request.modifiers == (fitting,)
+    with pytest.raises(sdkit.UnknownComponent, match="'contrl'"):
+        pipe.plan(sdkit.Request(PROMPT, modifiers=("contrl",)))
+
+
+def modifier_size(modifier: Any) -> str:
+    return "{}x{}".format(*image_of(modifier.image).size)
 
 
 def test_an_image_is_resized_if_asked(family: str, model: Any, parts: Any, nets: Any, place: Path) -> None:

@@ -15,8 +15,18 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from sdkit import FileError, Grid, InvalidRequest, Parts, Picture
-from sdkit_diffusers.beside import fitted, image_text, kept, number, of_config, part_in_folder, picture, pixels
+from sdkit import FileError, Grid, InvalidRequest, Parts, Picture, Request
+from sdkit_diffusers.beside import (
+    check_size,
+    fitted,
+    image_text,
+    kept,
+    number,
+    of_config,
+    part_in_folder,
+    picture,
+    pixels,
+)
 from sdkit_diffusers.parts import Plan
 from sdkit_diffusers.wiring import Call, Joined, check_share, core, in_window, network_call, rewired, windowed
 
@@ -55,6 +65,15 @@ class T2I:
 
     def __attrs_post_init__(self) -> None:
         check_share("T2I-Adapter", self.start, self.end)
+
+    def check(self, request: Request, /) -> None:
+        """Refuses a picture that is not of the size of the picture to make; asked when a request is planned.
+
+        Raises:
+            FileError: the picture cannot be read.
+            InvalidRequest: it is of another size, and was not to be resized.
+        """
+        check_size(picture(self.image), request, fit=self.fit, what="T2I-Adapter")
 
     @contextmanager
     def apply(self, parts: Parts[Any, Any, Any], /) -> Iterator[Parts[Any, Any, Any]]:

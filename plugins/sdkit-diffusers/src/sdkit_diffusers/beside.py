@@ -16,13 +16,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sdkit import FileError, InvalidRequest, ParameterError, Picture
+from sdkit import FileError, InvalidRequest, ParameterError, Picture, Request
 from sdkit_diffusers.folders import read_json, weight_files
 from sdkit_diffusers.parts import Part, Plan, fill, plan, saved
 from sdkit_diffusers.placement import Placement
 from sdkit_diffusers.tensors import Weights
 
-__all__ = ["fitted", "image_text", "kept", "number", "of_config", "part_in_folder", "picture", "pixels"]
+__all__ = ["check_size", "fitted", "image_text", "kept", "number", "of_config", "part_in_folder", "picture", "pixels"]
 
 DATA = "data:image/png;base64,"
 _KEPT: WeakKeyDictionary[Placement, dict[Any, nn.Module]] = WeakKeyDictionary()
@@ -71,19 +71,34 @@ def picture(text: str) -> Picture:
     return made
 
 
+def check_size(given: Picture, request: Request, *, fit: bool, what: str) -> None:
+    """Refuses a picture of another size than a request's, which a pipeline's plan has filled in.
+
+    Raises:
+        InvalidRequest: it is of another size, and was not to be resized.
+    """
+    if not fit and request.size is not None:
+        _same_size(given, request.size, what)
+
+
+def _same_size(given: Picture, size: tuple[int, int], what: str) -> None:
+    if given.size != size:
+        raise InvalidRequest(
+            f"The {what}'s image is {given.size[0]}x{given.size[1]} but the picture to make is {size[0]}x{size[1]}; "
+            "resize the image, or say fit=True."
+        )
+
+
 def fitted(given: Picture, size: tuple[int, int], *, fit: bool, what: str) -> Picture:
     """The picture at a size (width, height), by Lanczos' filter.
 
     Raises:
         InvalidRequest: it is of another size, and was not to be resized.
     """
+    if not fit:
+        _same_size(given, size, what)
     if given.size == size:
         return given
-    if not fit:
-        raise InvalidRequest(
-            f"The {what}'s image is {given.size[0]}x{given.size[1]} but the picture to make is {size[0]}x{size[1]}; "
-            "resize the image, or say fit=True."
-        )
     from PIL import Image
 
     return Picture.of(given.image().resize(size, Image.Resampling.LANCZOS))

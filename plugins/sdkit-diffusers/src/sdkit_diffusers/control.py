@@ -14,9 +14,19 @@ import attrs
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from sdkit import Grid, InvalidRequest, Parts, Picture
+from sdkit import Grid, InvalidRequest, Parts, Picture, Request
 from sdkit_diffusers import controlfile
-from sdkit_diffusers.beside import fitted, image_text, kept, number, of_config, part_in_folder, picture, pixels
+from sdkit_diffusers.beside import (
+    check_size,
+    fitted,
+    image_text,
+    kept,
+    number,
+    of_config,
+    part_in_folder,
+    picture,
+    pixels,
+)
 from sdkit_diffusers.parts import Part, Plan
 from sdkit_diffusers.wiring import (
     Call,
@@ -76,6 +86,15 @@ class Control:
 
     def __attrs_post_init__(self) -> None:
         check_share("control", self.start, self.end)
+
+    def check(self, request: Request, /) -> None:
+        """Refuses a picture that is not of the size of the picture to make; asked when a request is planned.
+
+        Raises:
+            FileError: the picture cannot be read.
+            InvalidRequest: it is of another size, and was not to be resized.
+        """
+        check_size(picture(self.image), request, fit=self.fit, what="control")
 
     @contextmanager
     def apply(self, parts: Parts[Any, Any, Any], /) -> Iterator[Parts[Any, Any, Any]]:
