@@ -14,7 +14,7 @@ import sdkit
 from sdkit import Registry
 from sdkit.cli import main
 from sdkit.plugins import registry
-from tests.toys import ToyPlugin
+from tests.toys import LATENT, ToyPlugin
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +247,49 @@ def test_models_tells_the_licence(run: object) -> None:
     assert "licence: unknown licence. The terms of this model are not known" in outcome.out
     data = json.loads(run("models", "--json").out)  # type: ignore[operator]
     assert data[0]["spec"]["licence"]["id"] == "unknown"
+
+
+class Heavy:
+    """A registered model that says what it is, and must not be loaded for that."""
+
+    def __init__(self, told: object) -> None:
+        self.told = told
+
+    def __call__(self, *, device: str = "cpu") -> object:
+        raise AssertionError("it was loaded")
+
+    def spec(self) -> object:
+        return self.told
+
+
+terms = sdkit.Licence("some", "some terms", "Ask first.", duties=("Say so.",), attribution=("A. Nother",))
+heavy = Heavy(sdkit.ModelSpec("heavy", "toy", LATENT, terms, guidance=3.0, knows=("fox", "owl")))
+wrong = Heavy("a model")
+
+
+def test_models_are_listed_without_being_loaded(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        @staticmethod
+        @sdkit.hookimpl
+        def sdkit_components() -> list[sdkit.Component]:
+            return [sdkit.Component("model", name, f"tests.test_cli:{name}", "words") for name in ("heavy", "wrong")]
+
+    made = Registry.of({"toys": ToyPlugin(), "more": Plugin()})
+    monkeypatch.setattr(Registry, "discover", classmethod(lambda cls, environ=None: made))
+    registry.cache_clear()
+    outcome = run("models")  # type: ignore[operator]
+    assert outcome.code == 0
+    _, told = outcome.out.split("heavy (more:heavy): words\n")
+    heavy_told, wrong_told = told.split("wrong (more:wrong): words\n")
+    assert heavy_told.splitlines()[1:] == [
+        "  licence: some terms. Ask first.",
+        "    duty: Say so.",
+        "    by: A. Nother",
+        "  knows fox, owl",
+    ]
+    assert wrong_told.startswith("  FAIL The model more:wrong says it is a str, not a sdkit ModelSpec.")
+    assert "toy (toys:toy)" in outcome.out, "one that cannot say is loaded"
+    assert run("licence", "show", "heavy").out.startswith("some terms (some)\n")  # type: ignore[operator]
 
 
 def test_without_a_command_there_is_help(run: object) -> None:

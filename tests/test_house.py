@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("interop", "testing.schedulers", "testing.others", "testing.adapters", "testing.conformance", "testing.precision"),
     ("testing.frames",),
     ("testing",),
+    ("cli.registered",),
     ("cli.generate", "cli.licence", "cli.listing", "cli.conform", "cli.new_plugin", "cli.drawing", "cli.app"),
     ("cli.plot", "cli.animate"),
     ("cli",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sdkit
+from sdkit_emoji.front import emoji
 from sdkit_emoji.model import WEIGHTS, EmojiEncoder, load
 from sdkit_emoji.networks import TextStates
 
@@ -52,6 +54,24 @@ def test_weights_are_small() -> None:
 def test_the_plugin_module_loads_no_torch() -> None:
     code = "import sys, sdkit_emoji.plugin as p; p.sdkit_components(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_it_says_without_being_loaded_is_what_is_loaded(model: sdkit.Model[TextStates]) -> None:
+    assert emoji.spec() == model.spec
+    assert model.spec.knows and model.spec.licence.duties and len(model.spec.sha256) == 64
+
+
+def test_models_are_listed_without_torch() -> None:
+    code = (
+        "import sys\nfrom sdkit.cli import main\n"
+        "try: main(['models'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'sdkit_emoji.model' not in sys.modules"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True, capture_output=True, text=True, env={**os.environ, "SDKIT_PLUGINS": "emoji"},
+    ).stdout  # fmt: skip
+    assert "emoji (emoji:emoji)" in told and "duty: Name the sources" in told and "by: Twemoji" in told
 
 
 def test_the_entry_point_is_declared() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sdkit.cli.registered import spec_of
 from sdkit.errors import UnknownComponent, nearest
 from sdkit.plugins import registry
 
@@ -135,7 +136,7 @@ def find(model: str) -> Licence:
         return families[model]
     if not written_as_path:
         try:
-            registry().find("model", model)
+            return spec_of(registry().find("model", model)).licence
         except UnknownComponent:
             if registry().find_model(model) is None:
                 names = [*families, *(entry.component.name for entry in registry().entries("model"))]

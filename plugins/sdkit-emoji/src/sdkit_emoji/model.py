@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from attrs import field, frozen
@@ -18,27 +16,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdkit import FileError, Flow, LatentSpec, Licence, Model, ModelSpec, NetworkDenoiser, RectifiedFlow
+from sdkit import FileError, Flow, Model, NetworkDenoiser, RectifiedFlow
+from sdkit_emoji.front import PARTS, WEIGHTS, configuration, damaged, read, spec_of, written
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
 
-__all__ = ["EmojiEncoder", "load"]
+__all__ = ["WEIGHTS", "EmojiEncoder", "load"]
 
-WEIGHTS = Path(__file__).resolve().parent / "weights"
-LICENCE = Licence(
-    id="CC-BY-4.0 AND Apache-2.0 AND MIT",
-    name="Terms of the drawings and the language model that the weights were learned from",
-    summary="Free to use, also commercially, if the makers of the drawings are named.",
-    url="https://creativecommons.org/licenses/by/4.0/",
-    duties=("Name the sources below where you pass on pictures or weights, and say that they were changed.",),
-    attribution=(
-        "Twemoji, copyright Twitter, Inc and other contributors, CC-BY-4.0, https://github.com/jdecked/twemoji",
-        "Noto Emoji, copyright Google LLC, Apache-2.0, https://github.com/googlefonts/noto-emoji",
-        "Fluent Emoji, copyright Microsoft Corporation, MIT, https://github.com/microsoft/fluentui-emoji",
-        "all-MiniLM-L6-v2 (the text encoder is distilled from it), Apache-2.0, "
-        "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
-        "emojibase-data (names and tags), copyright Miles Johnson, MIT, https://github.com/milesj/emojibase",
-    ),
-)
 # Words of a prompt that say nothing about what is drawn.
 FILLERS = frozenset(
     re.findall(r"\w+", "a an the of in on and with one some my your style emoji icon picture drawing image")
@@ -83,14 +66,14 @@ class EmojiEncoder:
         for style in sorted(self.styles, key=len, reverse=True):
             text = text.replace(f"{style} style", " ")
         if named and named[0] in text:
-            found.append(f"The emoji model knows the styles {_list(self.styles)}, not '{named[1]}'.")
+            found.append(f"The emoji model knows the styles {written(self.styles)}, not '{named[1]}'.")
             text = text.replace(named[0], " ")
         content = [word for word in re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", text) if word not in FILLERS]
         unknown = [word for word in content if not self._knows(word)]
         if unknown:
             near = self.nearest(" ".join(content))
-            words = _list([f"'{word}'" for word in dict.fromkeys(unknown)])
-            found.append(f"The emoji model was not trained on {words}; near to this prompt it knows {_list(near)}.")
+            words = written([f"'{word}'" for word in dict.fromkeys(unknown)])
+            found.append(f"The emoji model was not trained on {words}; near to this prompt it knows {written(near)}.")
         if len(self.tokenizer.encode_batch([prompt])[0].overflowing):
             found.append(f"The emoji model reads {self.network.length - 2} tokens; the rest of the prompt is cut off.")
         return found
@@ -103,19 +86,6 @@ class EmojiEncoder:
     def _knows(self, word: str) -> bool:
         singular = [word.removesuffix("s"), word.removesuffix("es")]
         return word.isdigit() or any(one in self.words for one in [word, *singular])
-
-
-def _list(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
-
-
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise FileError(
-            f"The emoji model's file {name!r} cannot be read ({error.strerror}); install the package again."
-        ) from error
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str, device: str) -> None:
@@ -138,46 +108,31 @@ def load(*, device: str = "cpu", folder: str | os.PathLike[str] | None = None) -
         FileError: a file is missing or does not fit.
     """
     source = WEIGHTS if folder is None else Path(folder)
-    parts = ("text", "denoiser", "autoencoder")
-    files = {part: _read(source, f"{part}.safetensors") for part in parts}
+    files = {part: read(source, f"{part}.safetensors") for part in PARTS}
+    config = configuration(source)
     try:
-        config: dict[str, Any] = json.loads(_read(source, "config.json"))
-        tokenizer = Tokenizer.from_str(_read(source, "tokenizer.json").decode())
-        tensors = {part: read_tensors(files[part]) for part in parts}
+        spec = spec_of(config, hashlib.sha256(b"".join(files[part] for part in PARTS)).hexdigest())
+        tokenizer = Tokenizer.from_str(read(source, "tokenizer.json").decode())
+        tensors = {part: read_tensors(files[part]) for part in PARTS}
         vectors = tensors["text"].pop("concepts").float().to(device)
         # On the meta device nothing is drawn at random for weights that are replaced at once.
         with torch.device("meta"):
             text, denoiser = TextEncoder(**config["text"]), UNet(**config["denoiser"])
             autoencoder = Autoencoder(**config["autoencoder"])
-        concepts = tuple(config["concepts"])
         words = frozenset(config["words"])
         styles = tuple(config["styles"])
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise FileError(f"The emoji model in {source.name!r} is damaged or of another version: {error}") from error
+        raise damaged(source, error) from error
     for part, network in (("text", text), ("denoiser", denoiser), ("autoencoder", autoencoder)):
         _fill(network, tensors[part], part, device)
     tokenizer.enable_truncation(text.length)
     tokenizer.enable_padding(length=text.length)
     schedule = RectifiedFlow()
     # a decoder knows what it reads, so that a pipeline can be composed of the bare parts
-    autoencoder.latent = LatentSpec(channels=config["denoiser"]["channels"], factor=8, size=(128, 128), multiple=32)
-    spec = ModelSpec(
-        name="emoji",
-        family="emoji",
-        latent=autoencoder.latent,
-        licence=LICENCE,
-        summary=f"Emoji-like pictures of {len(concepts)} concepts in the styles {_list(styles)}",
-        prediction="flow",
-        scheduler="euler",
-        spacing="trailing",
-        steps=50,
-        guidance=config["guidance"],
-        sha256=hashlib.sha256(b"".join(files[part] for part in parts)).hexdigest(),
-        knows=concepts,
-    )
+    autoencoder.latent = spec.latent
     return Model(
         spec,
-        EmojiEncoder(text, tokenizer, concepts, words, styles, vectors),
+        EmojiEncoder(text, tokenizer, spec.knows, words, styles, vectors),
         NetworkDenoiser(denoiser, Flow(), schedule, torch.float32),
         autoencoder,
         schedule,

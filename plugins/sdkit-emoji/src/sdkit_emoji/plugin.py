@@ -10,6 +10,6 @@ def sdkit_components() -> list[Component]:
     """The components of this plugin."""
     return [
         Component(
-            "model", "emoji", "sdkit_emoji.model:load", "Emoji-like pictures, 128 x 128, from a prompt and a style"
+            "model", "emoji", "sdkit_emoji.front:emoji", "Emoji-like pictures, 128 x 128, from a prompt and a style"
         )
     ]
