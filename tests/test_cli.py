@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from PIL import Image
 
@@ -290,6 +291,46 @@ def test_models_are_listed_without_being_loaded(run: object, monkeypatch: pytest
     assert wrong_told.startswith("  FAIL The model more:wrong says it is a str, not a sdkit ModelSpec.")
     assert "toy (toys:toy)" in outcome.out, "one that cannot say is loaded"
     assert run("licence", "show", "heavy").out.startswith("some terms (some)\n")  # type: ignore[operator]
+
+
+@attrs.frozen
+class Told:
+    peak: int = 2_500_000_000
+    weights: int = 1_200_000
+    stage: str = "decoder"
+    evaluations: int | None = 12
+    rows: int = 4
+
+
+def silent(model: object, request: object) -> None:
+    """An estimator that knows no model."""
+
+
+def speaking(model: sdkit.Model[object], request: sdkit.Request) -> Told:
+    """An estimator that is asked as one would generate."""
+    assert model.spec.name == "toy" and request.steps == 7 and request.seeds == (3, 4)
+    return Told() if request.prompt == "a fox" else Told(evaluations=None)
+
+
+def test_an_estimate_makes_no_picture(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        @staticmethod
+        @sdkit.hookimpl
+        def sdkit_components() -> list[sdkit.Component]:
+            return [sdkit.Component("estimator", one, f"tests.test_cli:{one}") for one in ("silent", "speaking")]
+
+    asked = ("--estimate", "--steps", "7", "--seed", "3", "--count", "2", "--out", "fox.png")
+    outcome = generate(run, *asked)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1) and "No installed plugin can tell" in outcome.err
+    made = Registry.of({"toys": ToyPlugin(), "more": Plugin()})
+    monkeypatch.setattr(Registry, "discover", classmethod(lambda cls, environ=None: made))
+    registry.cache_clear()
+    outcome = generate(run, *asked)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("peak memory: 2.50 GB in the decoder, 1.2 MB of it weights")
+    assert outcome.out.endswith("evaluations: 12 calls of the denoiser, with up to 4 rows each\n")
+    assert "as many calls as the pictures need" in run("generate", "an owl", "--model", "toy", *asked).out  # type: ignore[operator]
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_without_a_command_there_is_help(run: object) -> None:

@@ -271,9 +271,8 @@ class Pipeline(Generic[P, C, O]):
         scheduler, scheduler_name = _part("scheduler", self.scheduler, text)
         noise, noise_name = _part("noise", self.noise, request.noise)
         steps = request.steps or (spec.steps if spec else 50)
-        strength = request.strength
-        if request.image is not None and strength is None:
-            strength = DEFAULT_STRENGTH if request.mask is None else 1.0
+        usual = None if request.image is None else DEFAULT_STRENGTH if request.mask is None else 1.0
+        strength = usual if request.strength is None else request.strength
         grid, spacing_name, steps = self._grid(request, steps, strength, shape)
         guidance, rescale, interval = request.guidance, request.guidance_rescale, request.guidance_interval
         if isinstance(self.denoiser, Guided):

@@ -15,6 +15,7 @@ from sdkit.files import image_names
 from sdkit.plugins import registry
 
 if TYPE_CHECKING:
+    from sdkit.model import Model
     from sdkit.pipelines import Pipeline, Result
     from sdkit.request import Request
 
@@ -71,6 +72,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
 @click.option("--mask", metavar="FILE", help="White where to paint over --image; black is kept exactly.")
 @click.option("--fit", is_flag=True, help="Resize --image and --mask to the picture size first.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch writes it.")
+@click.option("--estimate", is_flag=True, help="Tell memory and evaluations beforehand, and make no picture.")
 @click.option("--out", metavar="FILE", help="PNG to write [default: named after the prompt and seed].")
 @click.option("--sheet", metavar="FILE", help="Also write all images as one contact sheet.")
 @click.option(
@@ -101,6 +103,7 @@ def generate(
     mask: str | None,
     fit: bool,
     device: str,
+    estimate: bool,
     out: str | None,
     sheet: str | None,
     metadata: Any,
@@ -146,6 +149,9 @@ def generate(
         size = size or loaded.spec.latent.size
         loaded.spec.latent.shape(size)  # refuses a size the model cannot make, before anything is resized to it
         request = _fitted(request, size, mask)
+    if estimate:
+        click.echo(_estimated(loaded, request))
+        return
     result = _run(pipe, request)
     for name in result.save(target, metadata=metadata):
         click.echo(str(name))
@@ -195,6 +201,29 @@ def _run(pipe: Pipeline[str, Any, Any], request: Request) -> Result:
                 return event.result
             bar.update(1)
     raise AssertionError("a stream ends with its result")
+
+
+def _estimated(model: Model[Any], request: Request) -> str:
+    """What a request will take, as the first estimator says that knows such a model.
+
+    An estimator is a component ``(model, request) -> told | None``. What is told has ``peak`` and ``weights`` in bytes
+    on the device, the ``stage`` of the peak, ``evaluations`` (None if that depends on the pictures) and the ``rows`` of
+    the denoiser's largest batch.
+    """
+    answers = (entry.component.load()(model, request) for entry in registry().entries("estimator"))
+    told = next((answer for answer in answers if answer is not None), None)
+    if told is None:
+        raise InvalidRequest("No installed plugin can tell what this takes; sdkit-diffusers can of models in torch.")
+    calls = "as many calls as the pictures need" if told.evaluations is None else f"{told.evaluations} calls"
+    return (
+        f"peak memory: {_bytes(told.peak)} in the {told.stage}, {_bytes(told.weights)} of it weights (a process takes "
+        f"more: torch itself, and what an operation needs inside)\n"
+        f"evaluations: {calls} of the denoiser, with up to {told.rows} rows each"
+    )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _lora(text: str) -> str:

@@ -23,6 +23,7 @@ KINDS = frozenset(
         "decoder",
         "denoiser",
         "encoder",
+        "estimator",
         "frame-filter",
         "frame-sink",
         "frames",

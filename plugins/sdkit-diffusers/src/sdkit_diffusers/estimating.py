@@ -9,10 +9,12 @@ convolutions, copies in another layout) and what the allocator keeps is not seen
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from types import FunctionType, ModuleType
 from typing import Any
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor, nn
@@ -22,7 +24,6 @@ from torch.utils._pytree import tree_iter
 
 from sdkit import Conditions, InvalidRequest, Model, Parts, Request, guided, pipeline, registry, take
 from sdkit_diffusers.autoencoder import Autoencoder
-from sdkit_diffusers.placement import Placement
 
 __all__ = ["Estimate", "estimate"]
 
@@ -77,19 +78,17 @@ class _Live(TorchDispatchMode):
 
 
 def estimate(model: Model[Any], request: Request) -> Estimate:
-    """What ``request`` will take of a model of this package. Nothing is computed and no weight is touched.
+    """What ``request`` will take of a model. Nothing is computed and no weight is touched.
 
     Args:
-        model: From `sdkit.load`.
+        model: From `sdkit.load`; of any package, if its parts compute with torch and hold their networks in attributes.
         request: As it would be carried out, modifiers among it; control networks and adapters are counted as they are.
 
     Raises:
-        InvalidRequest: the request cannot be carried out, the model is none of this package, or a modifier looks at
-            numbers, which there are none of.
+        InvalidRequest: the request cannot be carried out, or a part or a modifier looks at numbers, which there are
+            none of.
     """
-    if not isinstance(model.autoencoder, Autoencoder):
-        raise InvalidRequest(f"Only models of sdkit-diffusers are estimated, and {model.spec.name!r} is none.")
-    pipe, placement = pipeline(model), model.autoencoder.placement
+    pipe = pipeline(model)
     plan = pipe.plan(request)
     count, guides = len(plan.request.seeds), plan.request.guidance not in (None, 1)
     with ExitStack() as stack:
@@ -114,17 +113,15 @@ def estimate(model: Model[Any], request: Request) -> Estimate:
         if request.image is not None:
             taken["autoencoder"] = _peak(lambda: parts.decoder.encode(torch.empty(picture)))
         if request.mask is not None and hasattr(parts.denoiser, "painting"):
-            denoiser = guided(_painted(parts.denoiser, picture), plan.request.guidance or 1.0)
-        x = torch.empty(shape, device=placement.device)
+            painted = _painted(parts.denoiser, picture)
+            denoiser = guided(painted, plan.request.guidance or 1.0) if guides else painted
+        x = torch.empty(shape, device=model.device)
         # beside the denoiser's own tensors there are the latents before and after a step and what was predicted
         latents = 3 * x.untyped_storage().nbytes()
         taken["denoiser"] = latents + _peak(lambda: denoiser(x, level, held))
         taken["decoder"] = latents + _peak(lambda: parts.decoder(x))
-    weights = _weights(placement)
-    total = {stage: size + weights.get(stage, weights["all"]) for stage, size in taken.items()}
-    stage = max(total, key=lambda name: total[name])
-    held_weights = max(weights.get(name, weights["all"]) for name in taken)
-    return Estimate(held_weights, total[stage], stage, plan.evaluations, count * (2 if guides else 1))
+    weights, stage = _weights(model, parts), max(taken, key=lambda name: taken[name])
+    return Estimate(weights, weights + taken[stage], stage, plan.evaluations, count * (2 if guides else 1))
 
 
 def _painted(denoiser: Any, picture: tuple[int, ...]) -> Any:
@@ -145,14 +142,34 @@ def _peak(run: Callable[[], Any]) -> int:
     return live.peak
 
 
-def _weights(placement: Placement) -> Mapping[str, int]:
-    """Bytes of weights on the device, all of them or by stage."""
-    sizes = [_size(part) for part in placement.parts]
-    if not placement.stages:
-        return {"all": sum(sizes)}
-    return {"all": max(sizes, default=0)}
+def _weights(model: Model[Any], parts: Parts[Any, Any, Any]) -> int:
+    """Bytes of weights on the device at once: all of them, or the largest network where stages take turns."""
+    if isinstance(model.autoencoder, Autoencoder):
+        placement = model.autoencoder.placement
+        sizes = [_size((*part.parameters(), *part.buffers())) for part in placement.parts]
+        return max(sizes, default=0) if placement.stages else sum(sizes)
+    return _size(_tensors((parts.encoder, parts.denoiser, parts.decoder), set()))
 
 
-def _size(part: nn.Module) -> int:
-    tensors = (*part.parameters(), *part.buffers())
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors that a part holds: those of networks, and those in attributes of the values it is made of."""
+    if id(value) in seen or isinstance(value, (type, ModuleType, FunctionType)):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from (*value.parameters(), *value.buffers())
+    elif isinstance(value, (tuple, list, Mapping)):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(one, seen)
+    else:
+        names = [one.name for one in attrs.fields(type(value))] if attrs.has(type(value)) else []
+        held = vars(value) if hasattr(value, "__dict__") else {name: getattr(value, name) for name in names}
+        for one in held.values():
+            yield from _tensors(one, seen)
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the memory behind tensors; what they share counts once."""
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())

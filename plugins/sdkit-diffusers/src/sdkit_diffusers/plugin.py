@@ -32,6 +32,12 @@ def sdkit_components() -> list[Component]:
     return [
         *modifiers,
         Component(
+            "estimator",
+            "fake-tensors",
+            "sdkit_diffusers.estimating:estimate",
+            "memory and evaluations of a request, of any model that computes with torch",
+        ),
+        Component(
             "model-family",
             "stable-diffusion",
             "sdkit_diffusers.family:StableDiffusion",
