@@ -6,7 +6,6 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from sdkit import LatentSpec
+from sdkit_diffusers.pieces import decoded, encoded
 from sdkit_diffusers.placement import Placement
 from sdkit_diffusers.tiling import Tiles
 
@@ -66,18 +66,30 @@ class Autoencoder:
     def __call__(self, latents: Tensor, /) -> Tensor:
         """Pictures (batch, 3, height, width) in [0, 1] of latents (batch, channels, height, width)."""
         z = latents.float() / self.scale + self.shift
-        made = self._safe(lambda network, x: network.decode(x, return_dict=False)[0], z, Fraction(self.latent.factor))
+        made = self._safe(self._decode, z)
         return (made / 2 + 0.5).clamp(0, 1)
 
     def encode(self, images: Tensor, /) -> Tensor:
         """Latents of pictures (batch, 3, height, width) in [0, 1]; sides are multiples of `latent.factor`."""
-        z = self._safe(_mean, images.float() * 2 - 1, Fraction(1, self.latent.factor))
+        z = self._safe(self._mean, images.float() * 2 - 1)
         return (z - self.shift) * self.scale
 
-    def _safe(self, function: Callable[[Any, Tensor], Tensor], x: Tensor, factor: Fraction) -> Tensor:
+    def _decode(self, network: Any, z: Tensor) -> Tensor:
+        if self.tiles is not None:
+            return decoded(network, z, self.tiles)
+        made: Tensor = network.decode(z, return_dict=False)[0]
+        return made
+
+    def _mean(self, network: Any, images: Tensor) -> Tensor:
+        if self.tiles is not None:
+            return encoded(network, images, self.tiles)
+        made: Tensor = network.encode(images, return_dict=False)[0].mode()
+        return made
+
+    def _safe(self, function: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """``function`` of the network and ``x``, again in float32 where float16 was not enough."""
         network = self._retry.network or self.network
-        made = self._run(function, network, x, factor)
+        made = self._run(function, network, x)
         # an estimate's tensors are of another type, and have no numbers to look at
         if network.dtype == torch.float16 and type(made) is Tensor and not bool(torch.isfinite(made).all()):
             warnings.warn(
@@ -85,22 +97,10 @@ class Autoencoder:
                 "does so from the start).",
                 stacklevel=4,
             )
-            made = self._run(function, self._retry.make(self.network, self.placement), x, factor)
+            made = self._run(function, self._retry.make(self.network, self.placement), x)
         return made
 
-    def _run(self, function: Callable[[Any, Tensor], Tensor], network: Any, x: Tensor, factor: Fraction) -> Tensor:
-        unit = self.latent.factor if factor < 1 else 1
-
-        def run(part: Tensor) -> Tensor:
-            return function(network, part.to(network.dtype)).float()
-
+    def _run(self, function: Callable[[Any, Tensor], Tensor], network: Any, x: Tensor) -> Tensor:
         with self.placement.use(network):
             rows = x.chunk(x.shape[0]) if self.slicing else (x,)
-            if self.tiles is None:
-                return torch.cat([run(row) for row in rows])
-            return torch.cat([self.tiles.apply(run, row, factor=factor, unit=unit) for row in rows])
-
-
-def _mean(network: Any, images: Tensor) -> Tensor:
-    made: Tensor = network.encode(images, return_dict=False)[0].mode()
-    return made
+            return torch.cat([function(network, row.to(network.dtype)).float() for row in rows])

@@ -95,8 +95,9 @@ class StableDiffusion:
             vae_dtype: Of the autoencoder; default: as ``dtype``. One that gives NaN in float16 is used in float32
                 from then on, with a warning.
             vae_slicing: Decode the pictures of a batch one after the other.
-            vae_tiling: Decode and encode large pictures in overlapping tiles; a number is the side of a tile in
-                elements of the latent, True is 64.
+            vae_tiling: Decode and encode large pictures in overlapping tiles, which takes longer and less memory and
+                gives the same picture (tiles of less than 16: nearly); a number is the side of a tile in elements of
+                the latent, True is 64.
             channels_last: Keep weights of convolutions in torch's channels-last layout.
             compile: Compile the denoiser with ``torch.compile`` at its first use.
             offload: ``"stages"`` keeps weights on the CPU, and on the device only the part that works.
@@ -121,7 +122,7 @@ class StableDiffusion:
             vae=None if vae is None else Path(vae),
             vae_dtype=vae_dtype,
             vae_slicing=vae_slicing,
-            vae_tiling=Tiles(side, max(side // 4, 1)) if side else None,
+            vae_tiling=Tiles(side, min(8, side // 2)) if side else None,
             channels_last=channels_last,
             compile=compile,
             offload=offload,
