@@ -71,10 +71,6 @@ def test_no_caption_holds_a_word_of_the_synonyms(tools: SimpleNamespace) -> None
     tags = ["animal", *new, *(f"a {word} here" for word in new)]
     entries = [{"label": label, "tags": tags, "style": "noto"} for label in labels if label]
     assert len(entries) >= 247 and len(new) >= 100
-    if not hasattr(tools.captions, "HELD_OUT"):
-        # what the check finds is what a caption can hold; then the first training's captions are what it must find
-        assert tools.check_lists.spoiled(entries, 10)
-        return
     assert tools.check_lists.spoiled(entries, 10) == {}
 
 
@@ -145,9 +141,6 @@ def test_every_named_colour_has_its_own_name_and_a_shade_of_it_keeps_it(tools: S
     assert tools.measures.named(own, names) == list(names)
     shades = (own + 0.02 * torch.randn(own.shape, generator=generator(0))).clamp(0, 1)
     assert tools.measures.named(shades, names) == list(names)
-    if hasattr(tools.captions, "COLOURS"):
-        taught = torch.tensor([tools.captions.COLOURS[name] for name in names]) / 255
-        torch.testing.assert_close(own, taught)
 
 
 def test_the_border_is_measured_whatever_stands_in_the_middle(tools: SimpleNamespace) -> None:

@@ -1,11 +1,24 @@
-"""How a picture is described in training: the forms that prompts have."""
+"""How a picture is described in training: the forms that prompts have.
+
+What training and evaluation must agree on stands once, in the evaluation's lists: the named backgrounds, and the words
+that no caption may hold, so that prompts in other words than the captions' can be asked for afterwards.
+"""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
+
+from lists import COLOURS, new_words, words
+
+__all__ = ["COLOURS", "HELD_OUT", "STYLES", "article", "caption", "clean"]
+
+HELD_OUT = new_words()
 STYLES = ("3d", "flat fluent", "flat twitter", "noto")
 VOWELS = "aeiou"
 
@@ -20,13 +33,23 @@ def article(words: str) -> str:
     return f"{'an' if words[:1] in VOWELS else 'a'} {words}"
 
 
-def caption(entry: dict[str, Any], random: np.random.Generator) -> str:
-    """One caption of a picture: its name (or seldom a tag as well), mostly with its style."""
+def caption(entry: dict[str, Any], random: np.random.Generator, colour: str | None = None) -> str:
+    """One caption of a picture: its name (or seldom a tag as well), its background, mostly its style.
+
+    Args:
+        entry: Name, tags and style of the picture, as prepare.py writes them.
+        random: Draws the form.
+        colour: Name of the background; None for white, of which nothing is said.
+    """
     name = clean(entry["label"])
     if random.random() < 0.3:
         name = article(name)
-    if entry["tags"] and random.random() < 0.1:
-        name = f"{name}, {clean(random.choice(entry['tags']))}"
+    tags = [tag for tag in map(clean, entry["tags"]) if not words(tag) & HELD_OUT]
+    if tags and random.random() < 0.12:
+        name = f"{name}, {random.choice(tags)}"
+    if colour is not None:
+        name = clean(entry["label"])
+        name = f"{article(name) if random.random() < 0.6 else name} on {article(colour)} background"
     style = entry["style"]
     draw = random.random()
     if draw < 0.65:
@@ -36,5 +59,5 @@ def caption(entry: dict[str, Any], random: np.random.Generator) -> str:
     if draw < 0.82:
         return f"{name} in {style} style"
     if draw < 0.88:
-        return f"{style} style {clean(entry['label'])}"
+        return f"{style} style {name}"
     return name

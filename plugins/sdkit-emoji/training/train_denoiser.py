@@ -1,6 +1,7 @@
 """Train the denoiser by flow matching on the latents of a list of concepts.
 
-The autoencoder and the text encoder stay frozen; latents and text states are computed once. A caption is dropped to
+The autoencoder and the text encoder stay frozen; latents and text states are computed once, of every picture on white
+and on some coloured backgrounds, which its captions then name. A caption is dropped to
 the empty one now and then, for classifier-free guidance. What is predicted and what the network is told as time come
 from the core's own `RectifiedFlow` and `Flow`, so what is trained is what is sampled.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from captions import caption
+from captions import COLOURS, caption
 from common import (
     Average,
     Clock,
@@ -37,6 +38,8 @@ from sdkit import Flow, RectifiedFlow
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
 
 FORMS = 8  # captions written for each picture
+SHADES = 6  # coloured backgrounds drawn for each picture
+COLOURED = 0.4  # share of the batch that is on a coloured background
 TIME_MEAN, TIME_STD = 0.0, 1.0  # of the logit of the training times
 
 
@@ -115,6 +118,24 @@ def sample(network: UNet, cond: TextStates, empty: TextStates, noise: Tensor, st
     return x
 
 
+def grounds(count: int, random: np.random.Generator) -> tuple[list[list[str]], np.ndarray[Any, Any]]:
+    """Backgrounds of ``count`` pictures: the names of `SHADES` different colours each, and (1 + SHADES, count, 3).
+
+    The first is white, of which captions say nothing; the others are near to the colours named, in [0, 1].
+    """
+    names, values = list(COLOURS), np.array(list(COLOURS.values()))
+    drawn = random.permuted(np.tile(np.arange(len(names)), (count, 1)), axis=1)[:, :SHADES]
+    near = np.clip(values[drawn] + random.normal(0, 0.03, (count, SHADES, 3)), 0, 1)
+    return [[names[k] for k in row] for row in drawn], np.concatenate([np.ones((1, count, 3)), near.swapaxes(0, 1)])
+
+
+@torch.no_grad()
+def encoded(autoencoder: Autoencoder, pictures: Any, kept: list[int], behind: Any, device: torch.device) -> Tensor:
+    """Latents (n, channels, h / 8, w / 8) of the n pictures ``kept``, each on its colour of (n, 3) in [0, 1]."""
+    parts = [slice(first, first + 64) for first in range(0, len(kept), 64)]
+    return torch.cat([autoencoder.encode(compose(pictures[kept[part]], behind[part]).to(device)) for part in parts])
+
+
 def to_uint8(images: Tensor) -> list[np.ndarray[Any, Any]]:
     """Images (b, 3, h, w) in [0, 1] as a list of (h, w, 3) uint8."""
     return list((images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy())
@@ -150,23 +171,25 @@ def main() -> None:
     content = weights(arguments.autoencoder, "autoencoder", device)
     autoencoder = Autoencoder(**content["config"]).to(device).eval().requires_grad_(False)
     autoencoder.load_state_dict(content["average"])
-    parts = [kept[first : first + 64] for first in range(0, len(kept), 64)]
-    latents = torch.cat(
-        [autoencoder.encode(compose(pictures[part], np.ones((len(part), 3))).to(device)) for part in parts]
-    )
-    texts = Texts(arguments.text, device)
     writing = np.random.default_rng(arguments.seed)
-    written = [[caption(captions[index], writing) for _ in range(FORMS)] for index in kept]
-    unique = sorted({one for forms in written for one in forms})
+    shades, behind = grounds(len(kept), writing)
+    latents = torch.stack([encoded(autoencoder, pictures, kept, one, device) for one in behind], 1)
+    texts = Texts(arguments.text, device)
+    written = [
+        [[caption(captions[index], writing, shade) for _ in range(FORMS)] for shade in (None, *shades[place])]
+        for place, index in enumerate(kept)
+    ]
+    unique = sorted({one for sets in written for forms in sets for one in forms})
     row = {text: index for index, text in enumerate(unique)}
-    forms = torch.tensor([[row[one] for one in forms] for forms in written])
+    forms = torch.tensor([[[row[one] for one in forms] for forms in sets] for sets in written])
     bank, empty, prompts = texts(unique), texts([""]), texts(list(PROMPTS))
+    (arguments.out / "captions.txt").write_text("\n".join(unique) + "\n", encoding="utf-8")  # what it was told
     draws = np.repeat(np.arange(len(kept)), [concepts[captions[index]["label"]] for index in kept])
     print(f"{len(concepts)} concepts, {len(kept)} pictures, {len(unique)} captions, latents {tuple(latents.shape)}")
     print(f"latents mean {latents.mean():.3f} std {latents.std():.3f}")
 
     config: dict[str, Any] = {
-        "channels": latents.shape[1],
+        "channels": latents.shape[2],
         "widths": [arguments.width, arguments.width * 5 // 3 // 16 * 16, arguments.width * 7 // 3 // 16 * 16],
         "blocks": [1, 1, 1],
         "text": bank.pooled.shape[1],
@@ -199,7 +222,7 @@ def main() -> None:
     schedule, flow = RectifiedFlow(), Flow()
     random = np.random.default_rng([arguments.seed, step])
     noise_generator = torch.Generator().manual_seed(arguments.seed + 1 + step)
-    sheet_noise = torch.randn(1, *latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
+    sheet_noise = torch.randn(1, *latents.shape[2:], generator=torch.Generator().manual_seed(0)).to(device)
     sheet_noise = sheet_noise.expand(len(PROMPTS), -1, -1, -1)
     print(f"{sum(value.numel() for value in model.parameters()) / 1e6:.2f} M parameters, config {config}")
 
@@ -234,8 +257,10 @@ def main() -> None:
             queue = np.concatenate([queue, random.permutation(draws)])
         chosen = torch.from_numpy(queue[: arguments.batch])
         queue = queue[arguments.batch :]
-        x0 = latents[chosen]
-        text = forms[chosen, torch.from_numpy(random.integers(FORMS, size=len(chosen)))]
+        coloured = random.random(len(chosen)) < COLOURED
+        ground = torch.from_numpy(np.where(coloured, random.integers(1, SHADES + 1, size=len(chosen)), 0))
+        x0 = latents[chosen, ground]
+        text = forms[chosen, ground, torch.from_numpy(random.integers(FORMS, size=len(chosen)))]
         dropped = torch.from_numpy(random.random(len(chosen)) < arguments.drop).to(device)
         tokens = torch.where(dropped[:, None, None], empty.tokens, bank.tokens[text])
         mask = torch.where(dropped[:, None], empty.mask, bank.mask[text])
