@@ -289,7 +289,9 @@ def test_loops(pipe: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"ends \(72, 72\) away"):
         sdkit.animate("zero", pipe, asked(steps=2), frames=6, loop="closed")
     turning = "zero(motion_x='60*cos(2*pi*t/(max_f+1))', motion_y='60*sin(2*pi*t/(max_f+1))')"
-    assert len(list(sdkit.animate(turning, pipe, asked(steps=2), frames=6, loop="closed"))) == 6
+    found = list(sdkit.animate(turning, pipe, asked(steps=2), frames=6, loop="closed"))
+    assert len(found) == 6 and found[0].info.values == {"right": 0, "down": 0}
+    assert found[2].info.values["right"] == pytest.approx(0) and found[3].info.values["right"] == pytest.approx(-60)
     assert len(list(sdkit.animate("zero", pipe, asked(steps=2), frames=6, loop="pingpong"))) == 6
 
 

@@ -322,6 +322,7 @@ class TextToVideoZero:
     """A clip from a text-to-image model with a U-Net; see the module's text.
 
     Prompts may travel: a frame has its own prompt, and looks at the first frame, which has the first.
+    Frames tell where the view was in their values ``right`` and ``down``.
 
     Attributes:
         motion_x: How far the view moves to the right from the frame before, in 512ths of the picture's width.
@@ -420,7 +421,7 @@ class TextToVideoZero:
                 FrameInfo(
                     seeds=((job.seed, 1.0),),
                     prompts=job.prompts.at(k, job.timeline),
-                    values={"motion_x": way[0], "motion_y": way[1]},
+                    values={"right": way[0], "down": way[1]},
                 ),
             )
             for k, way, image in pictures
