@@ -21,6 +21,10 @@ MODIFIERS = (
     ("refiner-scores", "modifiers:RefinerScores", "the scores of beauty that XL's refiner is told", ()),
 )
 
+FRAMES = (
+    ("text2video-zero", "zero:TextToVideoZero", "a clip from any U-Net: latents that move, one first frame", ("zero",)),
+)
+
 
 @hookimpl
 def sdkit_components() -> list[Component]:
@@ -29,8 +33,13 @@ def sdkit_components() -> list[Component]:
         Component("modifier", name, f"sdkit_diffusers.{target}", summary, aliases)
         for name, target, summary, aliases in MODIFIERS
     ]
+    frames = [
+        Component("frames", name, f"sdkit_diffusers.{target}", summary, aliases)
+        for name, target, summary, aliases in FRAMES
+    ]
     return [
         *modifiers,
+        *frames,
         Component(
             "estimator",
             "fake-tensors",
