@@ -23,6 +23,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sdkit import (
+    FileError,
     Frame,
     FrameInfo,
     InvalidRequest,
@@ -523,9 +524,23 @@ def test_lossless_formats_give_every_pixel_back(tmp_path: Path) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(images, found, strict=True)), name
 
 
-def test_what_is_no_video_is_one_sentence(tmp_path: Path) -> None:
-    from sdkit import FileError
+@pytest.mark.parametrize("room", [300, 30_000])
+@pytest.mark.parametrize("ending", ["mp4", "webm", "gif", "webp", "apng", "png"])
+def test_a_full_disk_is_one_sentence(ending: str, room: int, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    request = Request("", image=Image.fromarray(picture(0, (160, 160))))
+    moving = animate("zoom(angle='20*t')", None, request, frames=200)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))  # what the system then says is like a full disk
+        with pytest.raises(FileError, match=f"c.*{ending}' cannot be written"):
+            moving.save(tmp_path / f"c.{ending}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / f"c.{ending}").exists()
 
+
+def test_what_is_no_video_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "c.mp4").write_text("nonsense")
     for ending in ("mp4", "gif", "apng", "webp", "webm"):
         (tmp_path / f"c.{ending}").write_text("nonsense")

@@ -14,7 +14,7 @@ from attrs import frozen
 from PIL import Image
 
 from sdkit import FileError, Frame, Timeline
-from sdkit_frames.partial import checked
+from sdkit_frames.partial import checked, unwritable
 
 __all__ = ["Pngs"]
 
@@ -74,10 +74,9 @@ class PngsWriter:
         path = _name(self._path, self._count)
         part = path.with_name(f".{path.name}.part")
         try:
-            Image.fromarray(frame.image).save(part, "PNG", compress_level=self._kind.compression)
-            os.replace(part, path)
-        except OSError as error:
-            raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
+            with unwritable(path):
+                Image.fromarray(frame.image).save(part, "PNG", compress_level=self._kind.compression)
+                os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
         self._count += 1
@@ -92,11 +91,9 @@ class PngsWriter:
             "manifest": self._manifest,
         }
         part = path.with_name(f".{path.name}.part")
-        try:
+        with unwritable(path):
             part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
             os.replace(part, path)
-        except OSError as error:
-            raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
         return path
 
     def abort(self) -> None:

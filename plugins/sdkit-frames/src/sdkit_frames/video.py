@@ -18,7 +18,7 @@ import numpy as np
 from attrs import frozen
 
 from sdkit import FileError, Frame, ParameterError, Timeline
-from sdkit_frames.partial import checked, partial_name, take_name
+from sdkit_frames.partial import checked, partial_name, take_name, unwritable
 
 __all__ = ["Mp4", "Webm"]
 
@@ -113,12 +113,10 @@ class VideoWriter:
         self._path, self._part, self._fast = path, partial_name(path), fast
         self._manifest, self._count, self._open = manifest, 0, True
         self._size = _even(size, odd)
-        try:
+        with unwritable(path, ValueError):
             self._container: Any = av.open(str(self._part), "w", format=form, options=flags)
             self._container.metadata["comment"] = manifest
             stream: Any = self._container.add_stream(codec, rate=timeline.fps, options=options)
-        except (OSError, ValueError) as error:
-            raise FileError(f"{path.name!r} cannot be written: {error}.") from error
         stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = timeline.step
@@ -142,7 +140,8 @@ class VideoWriter:
             return take_name(self._part, self._path)
         ready = self._path.with_name(f".{self._path.name}.part")
         try:
-            _faststart(self._part, ready, self._manifest)
+            with unwritable(self._path, ValueError):
+                _faststart(self._part, ready, self._manifest)
             take_name(ready, self._path)
         finally:
             ready.unlink(missing_ok=True)
@@ -156,19 +155,20 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
 
     def _mux(self, picture: Any) -> None:
-        try:
+        with unwritable(self._path, ValueError):
             for packet in self._stream.encode(picture):
                 packet.duration = packet.duration or 1
                 self._container.mux(packet)
-        except (OSError, ValueError) as error:
-            raise FileError(f"{self._path.name!r} cannot be written: {error}.") from error
 
     def _close(self) -> None:
         if self._open:
             self._open = False
-            if self._count:
-                self._mux(None)
-            self._container.close()
+            try:
+                if self._count:
+                    self._mux(None)
+            finally:
+                with unwritable(self._path, ValueError):
+                    self._container.close()
 
 
 def _even(size: tuple[int, int], odd: str) -> tuple[int, int]:
@@ -189,20 +189,17 @@ def _fitted(image: Any, size: tuple[int, int]) -> Any:
 
 def _faststart(source: Path, target: Path, manifest: str) -> None:
     """Copy the packets into a file whose index comes first."""
-    try:
-        with (
-            av.open(str(source)) as old,
-            av.open(str(target), "w", format="mp4", options={"movflags": "faststart"}) as new,
-        ):
-            new.metadata["comment"] = manifest
-            stream = old.streams.video[0]
-            copy = new.add_stream_from_template(stream)
-            for packet in old.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = copy
-                    new.mux(packet)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{target.name!r} cannot be written: {error}.") from error
+    with (
+        av.open(str(source)) as old,
+        av.open(str(target), "w", format="mp4", options={"movflags": "faststart"}) as new,
+    ):
+        new.metadata["comment"] = manifest
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        for packet in old.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                new.mux(packet)
 
 
 def _read(path: Path, start: Fraction) -> tuple[Iterator[Frame], str]:
