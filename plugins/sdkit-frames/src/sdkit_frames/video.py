@@ -1,8 +1,8 @@
 """MP4 (H.264) and WebM (VP9), through PyAV.
 
 Pixels become yuv420p by the matrix of ITU-R BT.709, and the file says so, so that every player shows the same colours.
-While rendering, MP4 is written in fragments, one per frame, by an encoder that holds no frame back: what a crash leaves
-plays to the last frame. A finished MP4 is copied, not encoded again, into a file whose index comes first ("faststart"),
+While rendering, MP4 is written in fragments and WebM in clusters, one per frame, by an encoder that holds no frame
+back: what a crash leaves plays, but for the last frame at most. A finished MP4 is copied, not encoded again, into a file whose index comes first ("faststart"),
 so that it plays while it is loaded. The manifest is the tag ``comment``, which survives other tools.
 """
 
@@ -85,7 +85,8 @@ class Webm:
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> VideoWriter:
         """Begin a file."""
         codec = {"crf": str(self.crf), "b": "0", "deadline": "good", "cpu-used": str(self.speed), "lag-in-frames": "0"}
-        flags = {"cluster_time_limit": "500", "flush_packets": "1"}
+        # a cluster per frame: libavformat keeps one in memory until it is full, and a crash would take it along
+        flags = {"cluster_time_limit": "0", "flush_packets": "1"}
         return VideoWriter(path, timeline, size, manifest, "libvpx-vp9", "webm", codec, flags, self.odd, fast=False)
 
     def read(self, path: Path, /, start: Fraction = Fraction(0)) -> tuple[Iterator[Frame], str]:
