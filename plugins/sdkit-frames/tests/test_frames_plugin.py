@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import json
 import math
 import struct
 from collections.abc import Iterator
