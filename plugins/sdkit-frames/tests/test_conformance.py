@@ -30,6 +30,8 @@ GENERATORS = [
 FILTERS = [
     "blend",
     "blend(times=3)",
+    "flow",
+    "flow(times=3, quality='fast')",
     "ping-pong",
     "retime(speed=2)",
     "retime(fps=6)",

@@ -217,7 +217,9 @@ def test_ffprobe_finds_the_sound(ending: str, codec: str, rate: str, tmp_path: P
     shown = [Fraction(p["pts_time"]) for p in data["packets"] if p["codec_type"] == "video"]
     assert max(abs(when - timeline.pts(i)) for i, when in enumerate(shown)) <= Fraction(1, 1000)
     ends = [Fraction(p["pts_time"]) + Fraction(p["duration_time"]) for p in data["packets"] if p["stream_index"] == 1]
-    assert -Fraction(1, 1000) < max(ends) - timeline.duration < Fraction(24, 1000), "to the packet that holds the last sample"
+    assert -Fraction(1, 1000) < max(ends) - timeline.duration < Fraction(24, 1000), (
+        "to the packet that holds the last sample"
+    )
     assert abs(Fraction(data["format"]["duration"]) - timeline.duration) < Fraction(1, 100)
     order = [p["stream_index"] for p in data["packets"]]
     longest = max(len(run) for run in "".join(map(str, order)).split("0"))
