@@ -501,6 +501,17 @@ def test_loops_are_in_the_files(tmp_path: Path) -> None:
                 assert image.info.get("loop", 1) == repeats, (ending, loop)
 
 
+def test_a_sequence_takes_the_place_of_a_longer_one(tmp_path: Path) -> None:
+    for count in (7, 4):
+        path = write(tmp_path / "c.png", Timeline(count))
+        frames = [f"c-{k:07d}.png" for k in range(count)]
+        assert sorted(each.name for each in tmp_path.iterdir()) == sorted([*frames, "c.json"])
+    (tmp_path / "c-0000009.png").write_text("not ours")
+    write(tmp_path / "c.png", Timeline(2))
+    assert (tmp_path / "c-0000009.png").exists()
+    assert len(list(registry().make("frame-sink", "png").read(path)[0])) == 2
+
+
 def test_lossless_formats_give_every_pixel_back(tmp_path: Path) -> None:
     timeline = Timeline(3)
     for name in ("apng", "webp(lossless=True)", "png"):
