@@ -671,6 +671,19 @@ def test_memory_does_not_grow_with_the_clip(ending: str, tmp_path: Path) -> None
     assert peak(2000) <= 1.05 * peak(100)
 
 
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    """How fast it is, is not for a test to say."""
+    script = Path(__file__).parent.parent / "benchmarks" / "frames.py"
+    done = subprocess.run([sys.executable, str(script), "--small", "--json"], capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["claims"]) == {"walk", "batch_8", "overlap", "memory"}
+    assert all(value > 0 for name, value in found["figures"].items() if name != "overlap")
+    assert found["claims"]["memory"], found["figures"]
+    assert done.returncode == (0 if all(found["claims"].values()) else 1)
+
+
 # --- command line -------------------------------------------------------------------------------------------------
 
 
