@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -670,6 +671,19 @@ def test_memory_does_not_grow_with_the_clip(ending: str, tmp_path: Path) -> None
     assert peak(2000) <= 1.05 * peak(100)
 
 
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    """How fast it is, is not for a test to say."""
+    script = Path(__file__).parent.parent / "benchmarks" / "frames.py"
+    done = subprocess.run([sys.executable, str(script), "--small", "--json"], capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["claims"]) == {"walk", "batch_8", "overlap", "memory"}
+    assert all(value > 0 for name, value in found["figures"].items() if name != "overlap")
+    assert found["claims"]["memory"], found["figures"]
+    assert done.returncode == (0 if all(found["claims"].values()) else 1)
+
+
 # --- command line -------------------------------------------------------------------------------------------------
 
 
@@ -693,6 +707,17 @@ def test_the_command_makes_a_clip_resumes_it_and_draws_its_sheet(tmp_path: Path)
     journal = ("--journal", str(out) + ".journal", "--resume")  # other sink and filters, no new render, the same seed
     code, said = run(*walk[:-1], str(again), "--loop", "closed", *journal)
     assert (code, said) == (0, f"{again}\n")
+    song, film = tmp_path / "song.wav", tmp_path / "c.mp4"
+    with wave.open(str(song), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(b"\x00\x20" * 8000)
+    code, said = run(*walk[:-1], str(film), "--loop", "closed", *journal, "--sink", "mp4(crf=30)", "--audio", str(song))
+    assert (code, said) == (0, f"{film}\n")
+    manifest = ClipManifest.from_json(sdkit.registry().make("frame-sink", "mp4").read(film)[1])
+    assert manifest.sink == "mp4(crf=30, audio='song.wav')"
+    assert b"mp4a" in film.read_bytes()
     code, said = run("contact-sheet", str(out), "--count", "5")
     assert (code, said) == (0, f"{tmp_path / 'c-sheet.png'}\n")
     with Image.open(tmp_path / "c-sheet.png") as sheet:
@@ -709,6 +734,8 @@ def test_the_command_makes_a_clip_resumes_it_and_draws_its_sheet(tmp_path: Path)
         (("zoom", "--fps", "x", "--out", "c.gif"), "not 'x'"),
         (("zoom", "--filter", "blnd", "--out", "c.gif"), "did you mean blend"),
         (("zoom", "--out", "nowhere/c.gif"), "does not exist"),
+        (("zoom", "--out", "c.gif", "--audio", "song.mp3"), "A gif carries no sound; write an mp4 or a webm"),
+        (("zoom", "--out", "c.mp4", "--audio", "song.mp3"), "'song.mp3' cannot be read as sound: No such file"),
     ],
 )
 def test_wrong_commands_are_one_line(arguments: tuple[str, ...], sentence: str) -> None:

@@ -334,6 +334,15 @@ def all_frames_first() -> Any:
     return ChangedFilter(lambda frames, timeline: list(frames))
 
 
+@mutant("laziness", "frame_filter")
+def all_frames_after_the_first() -> Any:
+    def call(frames: Iterator[Frame], timeline: Timeline) -> Iterator[Frame]:
+        yield next(frames)
+        yield from list(frames)
+
+    return ChangedFilter(call)
+
+
 @mutant("window", "frame_filter")
 def all_frames_kept() -> Any:
     def call(frames: Iterator[Frame], timeline: Timeline) -> Iterator[Frame]:

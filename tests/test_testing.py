@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -359,6 +360,74 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path
     assert out.strip().endswith("0 broken")
     page = (tmp_path / "a.html").read_text()
     assert page.count("<tr>") == 1 + len(catalogue("scheduler")) + len(catalogue("spacing"))
+
+
+def test_the_command_tries_generators_filters_and_sinks_of_frames(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run_cli(capsys, "zoom", "blend(times=3)", "apng", "ping-pong")
+    assert code == 0
+    table = {line.split()[0]: line.split()[1] for line in out.splitlines()[:-1]}
+    assert table == {"frames": "zoom", "frame-filter": "ping-pong", "frame-sink": "apng"}
+    assert re.search(r"^frames +zoom +\.{12} ", out, re.MULTILINE)
+    rules = sum(len(catalogue(subject)) for subject in ("frames", "frame_filter", "frame_filter", "frame_sink"))
+    assert out.strip().endswith(f"{rules} rules tried, 0 broken")
+    assert run_cli(capsys, "--rules", "--kind", "frame-sink")[1].startswith("K1 reads_back")
+
+
+def test_the_command_finds_a_sink_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = sdkit.Registry.of({"bad": BadSinks()})
+    monkeypatch.setattr(sdkit.Registry, "discover", classmethod(lambda cls, environ=None: made))
+    registry.cache_clear()
+    try:
+        code, out = run_cli(capsys, "bad:")
+        assert code == 1
+        assert "K2 manifest: it reads ''" in out
+        assert not re.search("^frame-filter", out, re.MULTILINE), "what needs a parameter is not tried unasked"
+        assert run_cli(capsys, "halves(share=2)")[0] == 1
+    finally:
+        registry.cache_clear()
+
+
+class BadSinks:
+    @staticmethod
+    @sdkit.hookimpl
+    def sdkit_components() -> list[sdkit.Component]:
+        return [
+            sdkit.Component("frame-sink", "nothing", f"{__name__}:Nothing", "forgets what it is told"),
+            sdkit.Component("frame-filter", "halves", f"{__name__}:halves", "drops frames"),
+        ]
+
+
+@attrs.frozen
+class Nothing:
+    suffixes = (".apng",)
+
+    def open(self, path: Path, timeline: Any, size: Any, manifest: str, /) -> Any:
+        import sdkit_frames.apng
+
+        return sdkit_frames.apng.Apng().open(path, timeline, size, "")
+
+    def read(self, path: Path, /, start: Any = 0) -> Any:
+        import sdkit_frames.apng
+
+        return sdkit_frames.apng.Apng().read(path, start)
+
+
+def halves(share: int | None = None) -> Any:
+    if share is None:
+        raise sdkit.ParameterError("Halving needs a share.")
+
+    class Halves:
+        window = 1
+
+        def timeline(self, timeline: Any, /) -> Any:
+            return timeline
+
+        def __call__(self, frames: Any, timeline: Any, /) -> Any:
+            return (frame for frame in frames if frame.index % share == 0)
+
+    return Halves()
 
 
 def test_the_command_says_what_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -51,6 +52,7 @@ __all__ = ["animate", "contact_sheet"]
 @click.option("--modifier", "modifiers", multiple=True, metavar="NAME", help="Change of behaviour; may be given again.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute, as torch writes it.")
 @click.option("--sink", metavar="NAME", help="Format with parameters, 'mp4(crf=20)' [default: what --out ends in].")
+@click.option("--audio", metavar="FILE", help="Its sound under the clip (.mp4, .webm): music, or a video restyled.")
 @click.option("--journal", metavar="DIR", help="Keep all that is needed to go on after a crash in this folder.")
 @click.option("--resume", is_flag=True, help="Go on with the render in --journal [default: OUT.journal], or begin it.")
 @click.option("--force", is_flag=True, help="With --resume: even if the journal is of another render.")
@@ -68,6 +70,7 @@ def animate(
     seed: int | None,
     device: str,
     sink: str | None,
+    audio: str | None,
     journal: str | None,
     resume: bool,
     force: bool,
@@ -77,6 +80,8 @@ def animate(
     """Make a clip with GENERATOR: walk, zoom, feedback, ... ("sdkit plugins" lists them); parameters may follow."""
     made = registry().make("frames", _with_curves(generator, curves))
     target = _target(out, sink)
+    if audio is not None:
+        sink = _with_audio(sink or target.suffix.lower().removeprefix("."), audio)
     folder = Path(journal) if journal else Path(f"{out}.journal") if resume else None
     from sdkit.frames.clip import animate as make_clip
     from sdkit.frames.time import Timeline
@@ -118,6 +123,16 @@ def _with_curves(generator: str, curves: tuple[str, ...]) -> str:
         value = value.strip()
         parameters[key.strip()] = int(value) if re.fullmatch(r"-?[0-9]{1,15}", value) else value
     return spell(name, parameters)
+
+
+def _with_audio(sink: str, audio: str) -> str:
+    """The sink's text with the file of sound as its parameter; refused now if it could not be read then."""
+    name, parameters = parse(sink)
+    if "audio" not in inspect.signature(registry().get("frame-sink", name)).parameters:
+        raise ParameterError(f"A {name} carries no sound; write an mp4 or a webm, or leave --audio out.")
+    text = spell(name, {**parameters, "audio": audio})
+    registry().make("frame-sink", text)
+    return text
 
 
 def _target(out: str, sink: str | None) -> Path:

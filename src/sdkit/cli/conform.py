@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdkit.errors import InvalidRequest, PluginError, SdkitError, UnknownComponent
+from sdkit.errors import InvalidRequest, ParameterError, PluginError, SdkitError, UnknownComponent
 from sdkit.plugins import Entry, registry
 
 if TYPE_CHECKING:
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["conform"]
 
-SUBJECTS = ("scheduler", "spacing", "schedule", "parametrization", "decoder", "noise")
+SUBJECTS = (
+    "scheduler",
+    "spacing",
+    "schedule",
+    "parametrization",
+    "decoder",
+    "noise",
+    "frames",
+    "frame-filter",
+    "frame-sink",
+)
 
 
 @click.command()
@@ -31,25 +41,26 @@ SUBJECTS = ("scheduler", "spacing", "schedule", "parametrization", "decoder", "n
 def conform(
     names: tuple[str, ...], kind: str | None, rules: bool, as_json: bool, html_file: str | None, examples: int
 ) -> None:
-    """Try the rules on schedulers, spacings, schedules, parametrizations, decoders, noise and plugins.
+    """Try the rules on schedulers, spacings, schedules, parametrizations, decoders, noise, frames and plugins.
 
-    NAME may carry parameters ("ddim(eta=0.5)"); PLUGIN: means all that plugin provides, whatever its kind, and how it
-    is packaged; without either, everything installed is tried. Exit code 1 if a rule is broken.
+    Generators of frames are tried with a fake model of the kit, filters and sinks with frames of its own. NAME may
+    carry parameters ("ddim(eta=0.5)"); PLUGIN: means all that plugin provides, whatever its kind, and how it is
+    packaged; without either, everything installed that needs no parameters is tried. Exit code 1 if a rule is broken.
     """
     try:
         from sdkit import testing
     except ImportError as error:
         raise PluginError(f"The kit needs hypothesis: pip install 'sdkit-core[testing]' ({error}).") from error
     if rules:
-        click.echo("\n\n".join(_rule_text(rule) for rule in testing.catalogue(kind)))
+        click.echo("\n\n".join(_rule_text(rule) for rule in testing.catalogue(kind and _subject(kind))))
         return
     rows: list[tuple[str, str, Outcome]] = []
     for subject, name, part in _parts(names, kind):
         if isinstance(part, Exception):
-            made = testing.Rule(subject, 0, "made", "It can be made.", "", "", repr, None)
+            made = testing.Rule(_subject(subject), 0, "made", "It can be made.", "", "", repr, None)
             outcomes = [testing.Outcome(made, "fail", f"{type(part).__name__}: {' '.join(str(part).split())}", 0.0)]
         else:
-            outcomes = list(testing.run(part, subject, examples=examples))
+            outcomes = list(testing.run(part, _subject(subject), examples=examples))
         rows += [(subject, name, outcome) for outcome in outcomes]
         if not as_json:
             _report(subject, name, outcomes)
@@ -64,6 +75,11 @@ def conform(
         write_whole(html_file, lambda file: file.write(_page(rows).encode()))
     if broken:
         raise SystemExit(1)
+
+
+def _subject(kind: str) -> str:
+    """What the kit calls a kind of component."""
+    return kind.replace("-", "_")
 
 
 def _parts(names: tuple[str, ...], kind: str | None) -> Iterator[tuple[str, str, Any]]:
@@ -103,6 +119,8 @@ def _made(entry: Entry) -> Any:
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         ]
         return None if needed else registry().make(entry.component.kind, entry.full_name)
+    except ParameterError:  # it needs one of several, as resizing needs a width or a height
+        return None
     except Exception as error:  # one component that cannot be made is an outcome, and the others are tried
         return error
 

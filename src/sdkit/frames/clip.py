@@ -60,6 +60,7 @@ class ClipManifest:
         model_sha256: Hash of its weights, empty if not known.
         licence: Identifier of the model's licence.
         versions: Versions of the packages that matter for the numbers.
+        sink: What wrote the file, as text; empty before.
         schema: Version of this form.
     """
 
@@ -73,6 +74,7 @@ class ClipManifest:
     model_sha256: str = ""
     licence: str = "unknown"
     versions: dict[str, str] = field(factory=dict)
+    sink: str = ""
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -152,7 +154,7 @@ class Clip:
         if not callable(act) or isinstance(act, type):
             raise ParameterError(f"A clip goes through a filter's name or a filter, not through {other!r}.")
         new, make, old = act.timeline(self.timeline), self._make, self.timeline
-        text = registry().spell("frame-filter", act) or f"custom:{type(act).__name__}"
+        text = _spelled("frame-filter", act)
         manifest = attrs.evolve(self.manifest, filters=(*self.manifest.filters, text))
         return Clip(new, manifest, self.plan, lambda: _counted(act(make(), old), new, text))
 
@@ -184,7 +186,8 @@ class Clip:
         with closing(frames):  # type: ignore[type-var]  # a generator, whatever it is declared as
             first = next(frames)
             size = (first.image.shape[1], first.image.shape[0])
-            writer = act.open(path, self.timeline, size, self.manifest.to_json())
+            manifest = attrs.evolve(self.manifest, sink=_spelled("frame-sink", act))
+            writer = act.open(path, self.timeline, size, manifest.to_json())
             try:
                 with _Beside(writer) as encoder:
                     for frame in _with_first(first, frames):
@@ -301,7 +304,7 @@ def animate(
     _check_needs(made, job)
     plan, facts = made.plan(job), {} if images is None else images.facts()
     manifest = ClipManifest(
-        generator=_spelled(made),
+        generator=_spelled("frames", made),
         request=request,
         frames=shown.frames,
         fps=str(shown.fps),
@@ -323,11 +326,11 @@ def animate(
     return Clip(shown, manifest, plan, make)
 
 
-def _spelled(generator: FrameGenerator) -> str:
-    """A generator as text; paths lose their folders, which are nobody's business."""
-    text = registry().spell("frames", generator)
+def _spelled(kind: str, part: object) -> str:
+    """A generator, filter or sink as text; names of files lose their folders, which are nobody's business."""
+    text = registry().spell(kind, part)
     if text is None:
-        return f"custom:{type(generator).__name__}"
+        return f"custom:{type(part).__name__}"
     name, parameters = spelling.parse(text)
     return spelling.spell(name, {key: _without_folder(value) for key, value in parameters.items()})
 
@@ -335,7 +338,9 @@ def _spelled(generator: FrameGenerator) -> str:
 def _without_folder(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_without_folder(each) for each in value)
-    return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
+    if isinstance(value, str) and (PurePath(value).is_absolute() or os.path.isfile(value)):
+        return PurePath(value).name
+    return value
 
 
 def _check_needs(generator: FrameGenerator, job: FrameJob) -> None:

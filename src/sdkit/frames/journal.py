@@ -179,9 +179,9 @@ def _info(data: Mapping[str, Any]) -> FrameInfo:
 
 
 def _differences(old: str, new: str) -> list[str]:
-    """Names of what differs between two manifests, but for filters, which act on finished frames."""
+    """Names of what differs between two manifests, but for filters and sinks, which act on finished frames."""
     try:
         one, two = json.loads(old), json.loads(new)
-        return [key for key in sorted({*one, *two} - {"filters"}) if one.get(key) != two.get(key)]
+        return [key for key in sorted({*one, *two} - {"filters", "sink"}) if one.get(key) != two.get(key)]
     except (ValueError, AttributeError, TypeError):
         return ["everything: its manifest cannot be read"]

@@ -17,7 +17,7 @@ from attrs import frozen
 from PIL import Image
 
 from sdkit import Frame, Loop, Timeline
-from sdkit_frames.partial import checked, opened, partial_name, take_name
+from sdkit_frames.partial import FileWriter, checked
 from sdkit_frames.reading import animation
 
 __all__ = ["Apng"]
@@ -67,23 +67,18 @@ def _image_data(picture: Image.Image, compression: int) -> bytes:
     return b"".join(found)
 
 
-class ApngWriter:
+class ApngWriter(FileWriter):
     """An APNG being written."""
 
     def __init__(self, kind: Apng, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str) -> None:
-        self._kind, self._path, self._size = kind, path, size
+        head = SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+        self._place, self._plays = len(head), 0 if kind.forever or timeline.loop is not Loop.NONE else 1
+        head += _chunk(b"acTL", struct.pack(">II", timeline.frames, self._plays))
+        super().__init__(path, head + _chunk(b"iTXt", b"sdkit\x00\x00\x00\x00\x00" + manifest.encode()))
+        self._kind, self._size, self._number = kind, size, 0
         self._delay = timeline.step.limit_denominator(0xFFFF)
-        self._plays = 0 if kind.forever or timeline.loop is not Loop.NONE else 1
-        self._count = self._number = 0
-        self._file = opened(path)
-        header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
-        self._file.write(SIGNATURE + _chunk(b"IHDR", header))
-        self._place = self._file.tell()
-        self._file.write(_chunk(b"acTL", struct.pack(">II", timeline.frames, self._plays)))
-        self._file.write(_chunk(b"iTXt", b"sdkit\x00\x00\x00\x00\x00" + manifest.encode()))
 
-    def write(self, frame: Frame, /) -> None:
-        """Add the next frame."""
+    def _add(self, frame: Frame, /) -> None:
         delay = (self._delay.numerator, self._delay.denominator)
         control = struct.pack(">IIIIIHHBB", self._next(), *self._size, 0, 0, *delay, 0, 0)
         pixels = _image_data(Image.fromarray(frame.image), self._kind.compression)
@@ -92,32 +87,17 @@ class ApngWriter:
             self._file.write(_chunk(b"IDAT", pixels))
         else:
             self._file.write(_chunk(b"fdAT", struct.pack(">I", self._next()) + pixels))
-        self._count += 1
-        self._counts()  # at every frame, so that what a crash leaves plays
+        self._counts(self._count + 1)  # at every frame, so that what a crash leaves plays
 
-    def finish(self) -> Path:
-        """Complete the file and give it its name."""
-        self._end()
-        return take_name(partial_name(self._path), self._path)
-
-    def abort(self) -> None:
-        """Leave what there is as an APNG of another name, if there is a frame."""
-        self._end()
-        if not self._count:
-            partial_name(self._path).unlink(missing_ok=True)
+    def _close(self) -> None:
+        self._file.write(_chunk(b"IEND", b""))
 
     def _next(self) -> int:
         self._number += 1
         return self._number - 1
 
-    def _counts(self) -> None:
+    def _counts(self, count: int) -> None:
         end = self._file.tell()
         self._file.seek(self._place)
-        self._file.write(_chunk(b"acTL", struct.pack(">II", self._count, self._plays)))
+        self._file.write(_chunk(b"acTL", struct.pack(">II", count, self._plays)))
         self._file.seek(end)
-        self._file.flush()
-
-    def _end(self) -> None:
-        if not self._file.closed:
-            self._file.write(_chunk(b"IEND", b""))
-            self._file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import TypeAlias
 
 import numpy as np
 from attrs import evolve, field, frozen
@@ -14,10 +15,17 @@ from sdkit import Frame, FrameInfo, InvalidRequest, Loop, ParameterError, Timeli
 from sdkit_frames.color import check_space, match, to_space
 from sdkit_frames.partial import checked
 
-__all__ = ["Blend", "Caption", "ColorMatch", "Deflicker", "Resize", "Retime"]
+__all__ = ["Blend", "Caption", "ColorMatch", "Deflicker", "Resize", "Retime", "check_times", "mixed", "sampled"]
 
 
-def _mixed(one: NDArray[np.uint8], two: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+def check_times(times: int) -> None:
+    """Raises `ParameterError` unless a clip can have so many times as many frames."""
+    checked(times, 2, 16, "How many times as many frames")
+    if not isinstance(times, int):
+        raise ParameterError(f"How many times as many frames is a whole number, not {times!r}.")
+
+
+def mixed(one: NDArray[np.uint8], two: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
     """(1 - share) one + share two, rounded."""
     if share <= 0:
         return one
@@ -29,8 +37,12 @@ def _mapped(frames: Iterator[Frame], change: Callable[[Frame], NDArray[np.uint8]
         yield evolve(frame, image=change(frame))
 
 
-def _sampled(frames: Iterator[Frame], old: Timeline, new: Timeline, *, mix: bool) -> Iterator[Frame]:
-    """The clip at other times: the frame that is shown then, or what lies between it and the next.
+Mix: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.uint8], float], NDArray[np.uint8]]
+"""What lies between two pictures, at a share of the way from the first to the second."""
+
+
+def sampled(frames: Iterator[Frame], old: Timeline, new: Timeline, *, mix: Mix | None) -> Iterator[Frame]:
+    """The clip at other times: the frame that is shown then, or with ``mix`` what lies between it and the next.
 
     Behind the last frame of a loop comes the first again; of a clip that is none, the last stays.
     """
@@ -41,12 +53,12 @@ def _sampled(frames: Iterator[Frame], old: Timeline, new: Timeline, *, mix: bool
         while int(place) > at and following is not None:
             now, following, at = following, next(frames, None), at + 1
         behind = following if following is not None else now if old.loop is Loop.NONE else first
-        share = float(place - at) if mix else 0.0
-        if share <= 0 or share > 1:
+        share = float(place - at) if mix is not None else 0.0
+        if mix is None or share <= 0 or share > 1:
             yield Frame.of(i, new, now.image, now.info)
         else:
             info: FrameInfo = evolve(now.info, origin="interpolated")
-            yield Frame.of(i, new, _mixed(now.image, behind.image, share), info)
+            yield Frame.of(i, new, mix(now.image, behind.image, share), info)
 
 
 @frozen
@@ -61,9 +73,7 @@ class Blend:
     window: int = field(default=3, init=False)
 
     def __attrs_post_init__(self) -> None:
-        checked(self.times, 2, 16, "How many times as many frames")
-        if not isinstance(self.times, int):
-            raise ParameterError(f"How many times as many frames is a whole number, not {self.times!r}.")
+        check_times(self.times)
 
     def timeline(self, timeline: Timeline, /) -> Timeline:
         """As long, with more frames."""
@@ -71,7 +81,7 @@ class Blend:
 
     def __call__(self, frames: Iterator[Frame], timeline: Timeline, /) -> Iterator[Frame]:
         """The frames with those between."""
-        return _sampled(frames, timeline, self.timeline(timeline), mix=True)
+        return sampled(frames, timeline, self.timeline(timeline), mix=mixed)
 
 
 @frozen
@@ -120,7 +130,7 @@ class Retime:
         """The frames at the new times."""
         new = self.timeline(timeline)
         stretched = evolve(timeline, fps=timeline.frames / new.duration)
-        made = _sampled(frames, stretched, new, mix=self.mix)
+        made = sampled(frames, stretched, new, mix=mixed if self.mix else None)
         yield from made
         for _ in frames:  # what falls behind the last time asked is still rendered, so that a journal is whole
             pass

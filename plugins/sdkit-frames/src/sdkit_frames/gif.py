@@ -15,8 +15,8 @@ from typing import ClassVar
 from attrs import frozen
 from PIL import GifImagePlugin, Image
 
-from sdkit import FileError, Frame, Loop, ParameterError, Timeline
-from sdkit_frames.partial import Ticks, checked, opened, partial_name, take_name
+from sdkit import Frame, Loop, ParameterError, Timeline
+from sdkit_frames.partial import FileWriter, Ticks, checked
 from sdkit_frames.reading import animation
 
 __all__ = ["Gif"]
@@ -57,20 +57,17 @@ class Gif:
         return animation(path, start)
 
 
-class GifWriter:
+class GifWriter(FileWriter):
     """A GIF being written."""
 
     def __init__(self, kind: Gif, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str) -> None:
-        self._kind, self._path, self._file = kind, path, opened(path)
-        self._ticks = Ticks(timeline.fps, 100)
-        self._count = 0
-        self._file.write(b"GIF89a" + struct.pack("<HHBBB", *size, 0x70, 0, 0))
+        head = b"GIF89a" + struct.pack("<HHBBB", *size, 0x70, 0, 0)
         if kind.forever or timeline.loop is not Loop.NONE:
-            self._file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")
-        self._file.write(b"\x21\xfe" + _blocks(manifest.encode()))
+            head += b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
+        super().__init__(path, head + b"\x21\xfe" + _blocks(manifest.encode()))
+        self._kind, self._ticks = kind, Ticks(timeline.fps, 100)
 
-    def write(self, frame: Frame, /) -> None:
-        """Add the next frame."""
+    def _add(self, frame: Frame, /) -> None:
         how = Image.Dither.FLOYDSTEINBERG if self._kind.dither else Image.Dither.NONE
         picture = Image.fromarray(frame.image)
         palette = picture.quantize(self._kind.colors, Image.Quantize.MEDIANCUT)
@@ -78,27 +75,9 @@ class GifWriter:
         delay = next(self._ticks)
         for part in GifImagePlugin.getdata(picture, duration=delay * 10, include_color_table=True):
             self._file.write(part)
-        self._file.flush()
-        self._count += 1
 
-    def finish(self) -> Path:
-        """Complete the file and give it its name."""
-        self._end()
-        return take_name(partial_name(self._path), self._path)
-
-    def abort(self) -> None:
-        """Leave what there is as a GIF of another name, if there is a frame."""
-        self._end()
-        if not self._count:
-            partial_name(self._path).unlink(missing_ok=True)
-
-    def _end(self) -> None:
-        if not self._file.closed:
-            try:
-                self._file.write(b";")
-                self._file.close()
-            except OSError as error:
-                raise FileError(f"{self._path.name!r} cannot be written: {error.strerror or error}.") from error
+    def _close(self) -> None:
+        self._file.write(b";")
 
 
 def _blocks(data: bytes) -> bytes:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-from sdkit import FileError, ParameterError
+from sdkit import FileError, Frame, ParameterError
 
-__all__ = ["Ticks", "checked", "opened", "partial_name", "take_name"]
+__all__ = ["FileWriter", "Ticks", "checked", "partial_name", "take_name", "unwritable"]
 
 
 def partial_name(path: Path) -> Path:
@@ -18,25 +20,81 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
-def opened(path: Path) -> BinaryIO:
-    """The partial file, empty, to be written and read.
-
-    Raises:
-        FileError: it cannot be made.
-    """
+@contextmanager
+def unwritable(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """A scope in which what the system refuses, or ``more``, is a `FileError` that names the final file."""
+    kinds: tuple[type[Exception], ...] = (OSError, *more)
     try:
-        return open(partial_name(path), "w+b")
-    except OSError as error:
-        raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
+        yield
+    except kinds as error:
+        raise FileError(f"{path.name!r} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def take_name(part: Path, path: Path) -> Path:
     """Give a complete file its final name."""
-    try:
+    with unwritable(path):
         os.replace(part, path)
-    except OSError as error:
-        raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
     return path
+
+
+def _opened(path: Path) -> BinaryIO:
+    with unwritable(path):
+        return open(partial_name(path), "w+b")
+
+
+class FileWriter(ABC):
+    """A file to which frames are added one by one, under its partial name until it is whole.
+
+    Args:
+        path: The final name.
+        head: What stands before the first frame.
+
+    Raises:
+        FileError: it cannot be made, or written to; from every method.
+    """
+
+    def __init__(self, path: Path, head: bytes) -> None:
+        self._path, self._count, self._file = path, 0, _opened(path)
+        try:
+            with unwritable(path):
+                self._file.write(head)
+                self._file.flush()
+        except BaseException:
+            with suppress(OSError):  # of what it still has to write
+                self._file.close()
+            partial_name(path).unlink(missing_ok=True)
+            raise
+
+    @abstractmethod
+    def _add(self, frame: Frame, /) -> None:
+        """Write the next frame; what stands in the file then plays."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Write what stands at the end of a file."""
+
+    def write(self, frame: Frame, /) -> None:
+        """Add the next frame."""
+        with unwritable(self._path):
+            self._add(frame)
+            self._file.flush()
+        self._count += 1
+
+    def finish(self) -> Path:
+        """Complete the file and give it its name."""
+        self._end()
+        return take_name(partial_name(self._path), self._path)
+
+    def abort(self) -> None:
+        """Leave what there is under the partial name, if there is a frame."""
+        self._end()
+        if not self._count:
+            partial_name(self._path).unlink(missing_ok=True)
+
+    def _end(self) -> None:
+        if not self._file.closed:
+            with unwritable(self._path), self._file:
+                self._close()
 
 
 def checked(value: float, low: float, high: float, what: str) -> None:

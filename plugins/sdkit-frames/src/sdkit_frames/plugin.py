@@ -14,12 +14,13 @@ GENERATORS = (
     ("keyframes", "keyframes:Keyframes", "from one given picture to the next", "looper"),
 )
 FILTERS = (
-    ("blend", "filters:Blend", "frames in between, mixed of their neighbours; loops included"),
-    ("retime", "filters:Retime", "another number of frames per second, the same duration"),
-    ("color-match", "filters:ColorMatch", "the colours of the first frame for all (LAB, HSV or RGB histograms)"),
-    ("deflicker", "filters:Deflicker", "brightness that follows a running mean"),
-    ("resize", "filters:Resize", "another size in pixels"),
-    ("caption", "filters:Caption", "a line of text: prompt, seed, frame number"),
+    ("blend", "filters:Blend", "frames in between, mixed of their neighbours; loops included", ""),
+    ("flow", "flow:Flow", "frames in between that follow what moves", "pip install 'sdkit-frames[flow]'"),
+    ("retime", "filters:Retime", "another number of frames per second, the same duration", ""),
+    ("color-match", "filters:ColorMatch", "the colours of the first frame for all (LAB, HSV or RGB histograms)", ""),
+    ("deflicker", "filters:Deflicker", "brightness that follows a running mean", ""),
+    ("resize", "filters:Resize", "another size in pixels", ""),
+    ("caption", "filters:Caption", "a line of text: prompt, seed, frame number", ""),
 )
 SINKS = (
     ("mp4", "video:Mp4", "H.264, plays everywhere", "pip install 'sdkit-frames[video]'"),
@@ -36,7 +37,7 @@ def sdkit_components() -> list[Component]:
     """Generators, filters and sinks."""
     return [
         *(Component("frames", n, f"sdkit_frames.{t}", s, (also,)) for n, t, s, also in GENERATORS),
-        *(Component("frame-filter", n, f"sdkit_frames.{t}", s) for n, t, s in FILTERS),
+        *(Component("frame-filter", n, f"sdkit_frames.{t}", s, requires=r) for n, t, s, r in FILTERS),
         Component("frame-filter", "ping-pong", "sdkit.frames.clip:PingPong", "there and back again, as a loop"),
         *(Component("frame-sink", n, f"sdkit_frames.{t}", s, requires=r) for n, t, s, r in SINKS),
     ]

@@ -1,4 +1,7 @@
-"""A PNG per frame, ``NAME-0000000.png``, and ``NAME.json`` with the manifest, the rate and the count beside them."""
+"""A PNG per frame, ``NAME-0000000.png``, and ``NAME.json`` with the manifest, the rate and the count beside them.
+
+While it is written, all of them are called ``NAME.partial...``, so that a sequence of the same name stays until then.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ import numpy as np
 from attrs import frozen
 from PIL import Image
 
-from sdkit import FileError, Frame, Timeline
-from sdkit_frames.partial import checked
+from sdkit import FileError, Frame, Loop, Timeline
+from sdkit_frames.partial import checked, partial_name, unwritable
 
 __all__ = ["Pngs"]
 
@@ -63,41 +66,55 @@ def _frames(path: Path, timeline: Timeline, start: Fraction) -> Iterator[Frame]:
 
 
 class PngsWriter:
-    """A sequence being written; every file of it is whole, and the list comes last."""
+    """A sequence being written, as one named ``NAME.partial``, whose files take their names at the end."""
 
     def __init__(self, kind: Pngs, path: Path, timeline: Timeline, manifest: str) -> None:
         self._kind, self._path, self._timeline, self._manifest = kind, path, timeline, manifest
-        self._count = 0
+        self._part, self._count = partial_name(path), 0
 
     def write(self, frame: Frame, /) -> None:
-        """Add the next frame."""
-        path = _name(self._path, self._count)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            Image.fromarray(frame.image).save(part, "PNG", compress_level=self._kind.compression)
-            os.replace(part, path)
-        except OSError as error:
-            raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
-        finally:
-            part.unlink(missing_ok=True)
+        """Add the next frame; the list then names it, so that what a crash leaves can be read."""
+        with unwritable(self._path):
+            whole = _name(self._part, self._count).with_suffix(".part")
+            try:
+                Image.fromarray(frame.image).save(whole, "PNG", compress_level=self._kind.compression)
+                os.replace(whole, _name(self._part, self._count))
+            finally:
+                whole.unlink(missing_ok=True)
+            self._list(self._part.with_suffix(".json"), self._count + 1)
         self._count += 1
 
     def finish(self) -> Path:
-        """Write the list of the sequence; its name is what stands for the clip."""
+        """Give the files their names, then the list, which stands for the clip; what an older one had more of goes."""
         path = self._path.with_suffix(".json")
-        facts = {
-            "frames": self._count,
-            "fps": str(self._timeline.fps),
-            "loop": self._timeline.loop.value,
-            "manifest": self._manifest,
-        }
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            os.replace(part, path)
-        except OSError as error:
-            raise FileError(f"{path.name!r} cannot be written: {error.strerror or error}.") from error
+        with unwritable(self._path):
+            before = _count(path)
+            for index in range(self._count):
+                os.replace(_name(self._part, index), _name(self._path, index))
+            self._list(path, self._count)
+            for index in range(self._count, before):
+                _name(self._path, index).unlink(missing_ok=True)
+            self._part.with_suffix(".json").unlink(missing_ok=True)
         return path
 
     def abort(self) -> None:
-        """The files that are there stay, each whole; without a list."""
+        """What is there stays under the partial name, each file whole."""
+
+    def _list(self, path: Path, count: int) -> None:
+        facts = {
+            "frames": count,
+            "fps": str(self._timeline.fps),
+            "loop": self._timeline.loop.value if count == self._timeline.frames else Loop.NONE.value,
+            "manifest": self._manifest,
+        }
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        os.replace(part, path)
+
+
+def _count(path: Path) -> int:
+    """How many frames the list of an older sequence names; 0 if there is none."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["frames"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

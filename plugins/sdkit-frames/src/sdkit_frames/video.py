@@ -1,14 +1,15 @@
-"""MP4 (H.264) and WebM (VP9), through PyAV.
+"""MP4 (H.264) and WebM (VP9), through PyAV, with sound where it is asked for (AAC, Opus).
 
 Pixels become yuv420p by the matrix of ITU-R BT.709, and the file says so, so that every player shows the same colours.
-While rendering, MP4 is written in fragments, one per frame, by an encoder that holds no frame back: what a crash leaves
-plays to the last frame. A finished MP4 is copied, not encoded again, into a file whose index comes first ("faststart"),
-so that it plays while it is loaded. The manifest is the tag ``comment``, which survives other tools.
+While rendering, MP4 is written in fragments and WebM in clusters, one per frame, by an encoder that holds no frame
+back: what a crash leaves plays, but for the last frame at most. A finished MP4 is copied, not encoded again, into a
+file whose index comes first ("faststart"), so that it plays while it is loaded. The manifest is the tag ``comment``,
+which survives other tools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,12 +19,21 @@ import numpy as np
 from attrs import frozen
 
 from sdkit import FileError, Frame, ParameterError, Timeline
-from sdkit_frames.partial import checked, partial_name, take_name
+from sdkit_frames.partial import checked, partial_name, take_name, unwritable
+from sdkit_frames.sound import Sound, Track
 
 __all__ = ["Mp4", "Webm"]
 
 ODD = ("pad", "crop", "error")
+# with sound, the head waits for the first packets: it says by how much the encoder's sound begins too early
+MOVFLAGS = "frag_keyframe+frag_every_frame+empty_moov+default_base_moof+delay_moov"
 BT709, LIMITED = 1, 1  # the numbers of ITU-T H.273, and FFmpeg's of the range 16 to 235
+
+
+def _sound(kind: Mp4 | Webm) -> Sound | None:
+    if kind.audio is None:
+        return None
+    return Sound(kind.audio, kind.audio_start, kind.audio_repeat)
 
 
 def _check_odd(odd: str) -> None:
@@ -39,23 +49,34 @@ class Mp4:
         crf: Constant rate factor of x264, 0 (lossless) to 51; 17 is hardly told from the original.
         preset: How hard x264 tries: ``ultrafast`` to ``veryslow``.
         odd: Sides must be even: ``pad`` repeats the last row or column, ``crop`` drops it, ``error`` refuses.
+        audio: A file whose sound is heard: music, or a video; cut at the clip's end, silence where it ends before.
+        audio_start: Which second of it is heard first; below 0, silence comes before it.
+        audio_repeat: Whether it begins again where it ends.
+
+    Raises:
+        ParameterError: a value is out of range.
+        FileError: the sound cannot be read.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".mp4",)
     crf: float = 17
     preset: str = "medium"
     odd: str = "pad"
+    audio: str | None = None
+    audio_start: float = 0.0
+    audio_repeat: bool = False
 
     def __attrs_post_init__(self) -> None:
         checked(self.crf, 0, 51, "The constant rate factor")
         _check_odd(self.odd)
+        _sound(self)
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> VideoWriter:
         """Begin a file."""
         # zerolatency: no look-ahead and no frames out of order, so that a fragment per frame is possible
         codec = {"crf": str(self.crf), "preset": self.preset, "tune": "zerolatency"}
-        flags = {"movflags": "frag_keyframe+frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
-        return VideoWriter(path, timeline, size, manifest, "libx264", "mp4", codec, flags, self.odd, fast=True)
+        flags = {"movflags": MOVFLAGS, "min_frag_duration": "1", "flush_packets": "1"}
+        return VideoWriter(path, timeline, size, manifest, ("libx264", "aac"), "mp4", codec, flags, self)
 
     def read(self, path: Path, /, start: Fraction = Fraction(0)) -> tuple[Iterator[Frame], str]:
         """The frames of a video, and the manifest inside."""
@@ -70,23 +91,35 @@ class Webm:
         crf: Constant quality of libvpx, 0 to 63.
         speed: How little libvpx tries, 0 to 8.
         odd: As of `Mp4`.
+        audio: As of `Mp4`.
+        audio_start: As of `Mp4`.
+        audio_repeat: As of `Mp4`.
+
+    Raises:
+        ParameterError: a value is out of range.
+        FileError: the sound cannot be read.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".webm",)
     crf: float = 24
     speed: int = 4
     odd: str = "pad"
+    audio: str | None = None
+    audio_start: float = 0.0
+    audio_repeat: bool = False
 
     def __attrs_post_init__(self) -> None:
         checked(self.crf, 0, 63, "The constant quality")
         checked(self.speed, 0, 8, "The speed")
         _check_odd(self.odd)
+        _sound(self)
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> VideoWriter:
         """Begin a file."""
         codec = {"crf": str(self.crf), "b": "0", "deadline": "good", "cpu-used": str(self.speed), "lag-in-frames": "0"}
-        flags = {"cluster_time_limit": "500", "flush_packets": "1"}
-        return VideoWriter(path, timeline, size, manifest, "libvpx-vp9", "webm", codec, flags, self.odd, fast=False)
+        # a cluster per frame: libavformat keeps one in memory until it is full, and a crash would take it along
+        flags = {"cluster_time_limit": "0", "flush_packets": "1"}
+        return VideoWriter(path, timeline, size, manifest, ("libvpx-vp9", "libopus"), "webm", codec, flags, self)
 
     def read(self, path: Path, /, start: Fraction = Fraction(0)) -> tuple[Iterator[Frame], str]:
         """The frames of a video, and the manifest inside."""
@@ -102,23 +135,19 @@ class VideoWriter:
         timeline: Timeline,
         size: tuple[int, int],
         manifest: str,
-        codec: str,
+        codecs: tuple[str, str],
         form: str,
         options: dict[str, str],
         flags: dict[str, str],
-        odd: str,
-        *,
-        fast: bool,
+        kind: Mp4 | Webm,
     ) -> None:
-        self._path, self._part, self._fast = path, partial_name(path), fast
+        self._path, self._part, self._fast = path, partial_name(path), form == "mp4"
         self._manifest, self._count, self._open = manifest, 0, True
-        self._size = _even(size, odd)
-        try:
+        self._size, sound = _even(size, kind.odd), _sound(kind)
+        with unwritable(path, ValueError):
             self._container: Any = av.open(str(self._part), "w", format=form, options=flags)
             self._container.metadata["comment"] = manifest
-            stream: Any = self._container.add_stream(codec, rate=timeline.fps, options=options)
-        except (OSError, ValueError) as error:
-            raise FileError(f"{path.name!r} cannot be written: {error}.") from error
+            stream: Any = self._container.add_stream(codecs[0], rate=timeline.fps, options=options)
         stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = timeline.step
@@ -126,14 +155,17 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
         self._stream, self._step = stream, timeline.step
+        self._track = None if sound is None else Track(self._container, codecs[1], sound, timeline.duration)
 
     def write(self, frame: Frame, /) -> None:
         """Add the next frame."""
         image = av.VideoFrame.from_ndarray(_fitted(frame.image, self._size), format="rgb24")
         picture: Any = image.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         picture.pts, picture.time_base = self._count, self._step  # a stream's own base changes when it is opened
-        self._mux(picture)
         self._count += 1
+        if self._track is not None:
+            self._mux(self._track.until(self._count * self._step))
+        self._mux(self._stream.encode(picture))
 
     def finish(self) -> Path:
         """Complete the file and give it its name."""
@@ -142,7 +174,8 @@ class VideoWriter:
             return take_name(self._part, self._path)
         ready = self._path.with_name(f".{self._path.name}.part")
         try:
-            _faststart(self._part, ready, self._manifest)
+            with unwritable(self._path, ValueError):
+                _faststart(self._part, ready, self._manifest)
             take_name(ready, self._path)
         finally:
             ready.unlink(missing_ok=True)
@@ -155,20 +188,23 @@ class VideoWriter:
         if not self._count:
             self._part.unlink(missing_ok=True)
 
-    def _mux(self, picture: Any) -> None:
-        try:
-            for packet in self._stream.encode(picture):
+    def _mux(self, packets: Iterable[Any]) -> None:
+        with unwritable(self._path, ValueError):
+            for packet in packets:
                 packet.duration = packet.duration or 1
                 self._container.mux(packet)
-        except (OSError, ValueError) as error:
-            raise FileError(f"{self._path.name!r} cannot be written: {error}.") from error
 
     def _close(self) -> None:
         if self._open:
             self._open = False
-            if self._count:
-                self._mux(None)
-            self._container.close()
+            try:
+                if self._count:
+                    self._mux(self._stream.encode(None))
+                if self._count and self._track is not None:
+                    self._mux(self._track.rest())
+            finally:
+                with unwritable(self._path, ValueError):
+                    self._container.close()
 
 
 def _even(size: tuple[int, int], odd: str) -> tuple[int, int]:
@@ -189,20 +225,16 @@ def _fitted(image: Any, size: tuple[int, int]) -> Any:
 
 def _faststart(source: Path, target: Path, manifest: str) -> None:
     """Copy the packets into a file whose index comes first."""
-    try:
-        with (
-            av.open(str(source)) as old,
-            av.open(str(target), "w", format="mp4", options={"movflags": "faststart"}) as new,
-        ):
-            new.metadata["comment"] = manifest
-            stream = old.streams.video[0]
-            copy = new.add_stream_from_template(stream)
-            for packet in old.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = copy
-                    new.mux(packet)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{target.name!r} cannot be written: {error}.") from error
+    with (
+        av.open(str(source)) as old,
+        av.open(str(target), "w", format="mp4", options={"movflags": "faststart"}) as new,
+    ):
+        new.metadata["comment"] = manifest
+        copies = {stream: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream]
+                new.mux(packet)
 
 
 def _read(path: Path, start: Fraction) -> tuple[Iterator[Frame], str]:

@@ -17,7 +17,7 @@ from attrs import frozen
 from PIL import Image
 
 from sdkit import Frame, Loop, ParameterError, Timeline
-from sdkit_frames.partial import Ticks, checked, opened, partial_name, take_name
+from sdkit_frames.partial import FileWriter, Ticks, checked
 from sdkit_frames.reading import animation
 
 __all__ = ["Webp"]
@@ -71,20 +71,18 @@ def _packet(manifest: str) -> bytes:
     ).encode()
 
 
-class WebpWriter:
+class WebpWriter(FileWriter):
     """A WebP being written."""
 
     def __init__(self, kind: Webp, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str) -> None:
-        self._kind, self._path, self._size, self._manifest = kind, path, size, manifest
-        self._ticks, self._count = Ticks(timeline.fps, 1000), 0
-        self._file = opened(path)
         repeats = 0 if kind.forever or timeline.loop is not Loop.NONE else 1
         extended = bytes([ANIMATED | XMP, 0, 0, 0]) + _three(size[0] - 1) + _three(size[1] - 1)
-        self._file.write(b"RIFF\x00\x00\x00\x00WEBP" + _chunk(b"VP8X", extended))
-        self._file.write(_chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, repeats)))
+        head = b"RIFF\x00\x00\x00\x00WEBP" + _chunk(b"VP8X", extended)
+        super().__init__(path, head + _chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, repeats)))
+        self._kind, self._size, self._manifest = kind, size, manifest
+        self._ticks = Ticks(timeline.fps, 1000)
 
-    def write(self, frame: Frame, /) -> None:
-        """Add the next frame."""
+    def _add(self, frame: Frame, /) -> None:
         still = io.BytesIO()
         Image.fromarray(frame.image).save(still, "WEBP", quality=self._kind.quality, lossless=self._kind.lossless)
         place = _three(0) * 2 + _three(self._size[0] - 1) + _three(self._size[1] - 1)
@@ -92,31 +90,16 @@ class WebpWriter:
         data = place + _three(next(self._ticks)) + bytes([do_not_blend]) + _bitstream(still.getvalue())
         self._file.write(_chunk(b"ANMF", data))
         self._sizes()  # at every frame, so that what a crash leaves plays
-        self._count += 1
 
-    def finish(self) -> Path:
-        """Complete the file and give it its name."""
-        self._end()
-        return take_name(partial_name(self._path), self._path)
-
-    def abort(self) -> None:
-        """Leave what there is as a WebP of another name, if there is a frame."""
-        self._end()
-        if not self._count:
-            partial_name(self._path).unlink(missing_ok=True)
-
-    def _end(self) -> None:
-        if not self._file.closed:
-            self._file.write(_chunk(b"XMP ", _packet(self._manifest)))
-            self._sizes()
-            self._file.close()
+    def _close(self) -> None:
+        self._file.write(_chunk(b"XMP ", _packet(self._manifest)))
+        self._sizes()
 
     def _sizes(self) -> None:
         end = self._file.tell()
         self._file.seek(4)
         self._file.write(struct.pack("<I", end - 8))
         self._file.seek(end)
-        self._file.flush()
 
 
 def _bitstream(still: bytes) -> bytes:
