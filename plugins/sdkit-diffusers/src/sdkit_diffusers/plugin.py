@@ -21,6 +21,15 @@ MODIFIERS = (
     ("refiner-scores", "modifiers:RefinerScores", "the scores of beauty that XL's refiner is told", ()),
 )
 
+FRAMES = (
+    (
+        "animatediff",
+        "animatediff:AnimateDiff",
+        "text to video with a motion module (AnimateDiff), windows for any length",
+        (),
+    ),
+)
+
 
 @hookimpl
 def sdkit_components() -> list[Component]:
@@ -29,8 +38,15 @@ def sdkit_components() -> list[Component]:
         Component("modifier", name, f"sdkit_diffusers.{target}", summary, aliases)
         for name, target, summary, aliases in MODIFIERS
     ]
+    frames = [
+        Component("frames", name, f"sdkit_diffusers.{target}", summary, aliases)
+        for name, target, summary, aliases in FRAMES
+    ]
     return [
         *modifiers,
+        *frames,
+        Component("spacing", "linear-betas", "sdkit_diffusers.betas:LinearBetas", "on the betas of AnimateDiff"),
+        Component("adapter-format", "motion-lora", "sdkit_diffusers.motionlora:MotionLora", "AnimateDiff's own names"),
         Component(
             "estimator",
             "fake-tensors",
