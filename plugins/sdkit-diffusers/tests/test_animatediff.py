@@ -50,10 +50,10 @@ def model(place: Path) -> sdkit.Model[Any]:
     return sdkit.load(place / "model")
 
 
-def small(model: sdkit.Model[Any], **slots: Any) -> Any:
-    """A pipeline of clips of 32 x 32 pixels and two steps."""
-    spec = attrs.evolve(model.spec, latent=attrs.evolve(model.spec.latent, size=(32, 32)), steps=2)
-    return sdkit.pipeline(attrs.evolve(model, spec=spec), **slots)
+def small(model: sdkit.Model[Any], steps: int = 2) -> Any:
+    """A pipeline of clips of 32 x 32 pixels and a few steps."""
+    spec = attrs.evolve(model.spec, latent=attrs.evolve(model.spec.latent, size=(32, 32)), steps=steps)
+    return sdkit.pipeline(attrs.evolve(model, spec=spec))
 
 
 def job(pipe: Any, frames: int, request: Any = "a cat", loop: Loop = Loop.NONE) -> FrameJob:
@@ -112,12 +112,13 @@ def test_a_long_clip_by_free_noise_is_that_of_diffusers(parts: dict[str, Any], m
 
 def test_the_levels_are_those_of_linear_betas(model: Any, place: Path) -> None:
     """Also those between two of the grid, for solvers of several stages."""
-    generator, work = AnimateDiff(place / "mm.safetensors"), job(small(model), 4)
+    generator = AnimateDiff(place / "mm.safetensors")
+    work = job(small(model), 4, Request("a cat", spacing="trailing"))
     request = generator._request(work)
     grid = work.images.pipe.plan(attrs.evolve(request, modifiers=())).grid  # type: ignore[attr-defined]
     assert grid[0] == LINEAR.noisiest != model.schedule.noisiest
     own = attrs.evolve(generator, betas="model")
-    assert own._request(work).spacing is None
+    assert own._request(work).spacing == "trailing"
     motion = request.modifiers[-1]
     assert isinstance(motion, Motion)
     with motion.apply(sdkit.Parts(model.encoder, model.denoiser, sdkit.Euler(), model.autoencoder)) as parts:
@@ -367,13 +368,26 @@ def test_a_motion_lora_of_another_family_is_refused(model: Any, place: Path, tmp
 # --- the contract -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "windows='inside', context_length=4, context_overlap=2, loras=()"])
-def test_it_conforms(model: Any, place: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kit's own model has no U-Net that motion could go into; the tiny one takes its place."""
-    pipe = small(model)
+@pytest.fixture(scope="module")
+def least(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The smallest model that motion goes into, as a pipeline of clips of one step, and its motion module."""
+    made = tmp_path_factory.mktemp("least")
+    unet = tiny.unet(
+        attention_head_dim=8, layers_per_block=1, block_out_channels=(32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    model = sdkit.load(tiny.save_folder(diffusers.StableDiffusionPipeline, {**parts, "unet": unet}, made / "model"))
+    model = attrs.evolve(model, spec=attrs.evolve(model.spec, guidance=None))
+    motion = tinymotion.adapter(channels=(32, 32), layers=1)
+    return small(model, steps=1), tinymotion.save_original(motion, made / "mm.safetensors")
+
+
+@pytest.mark.parametrize("text", ["context_length=8", "windows='inside', context_length=4, context_overlap=2"])
+def test_it_conforms(least: tuple[Any, Path], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kit's own model has no U-Net that motion could go into; a tiny one takes its place."""
+    pipe, motion = least
     monkeypatch.setattr("sdkit.testing.frames.fake_pipeline", lambda: pipe)
-    rest = f", {text}" if text else ", context_length=8"
-    generator = sdkit.registry().make("frames", f"animatediff(motion={str(place / 'mm.safetensors')!r}{rest})")
+    generator = sdkit.registry().make("frames", f"animatediff(motion={str(motion)!r}, {text})")
     outcomes = testing.run(generator, "frames")
     assert [f"{o.rule.name}: {o.detail}" for o in outcomes if o.state != "pass"] == []
 
@@ -439,7 +453,7 @@ def test_a_run_is_cancelled_between_windows(model: Any, place: Path) -> None:
 def test_a_clip_from_the_shell(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.webp"
     command = [
-        sys.executable, "-m", "sdkit", "animate",
+        sys.executable, "-c", "from sdkit.cli import main; main()", "animate",
         f"animatediff(motion={str(place / 'mm.safetensors')!r}, context_length=8)", "--model", str(place / "model"),
         "--prompt", "0: a cat | 16: a dog", "--frames", "24", "--size", "32x32", "--steps", "1", "--seed", "1",
         "--out", str(out),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,10 @@ def test_damaged_and_foreign_files_are_one_clear_error(model: Any, folder: Path,
         assert len(network_call(model.denoiser).placement.parts) == before, "nothing was loaded"
 
     name = "up_blocks.1.motion_modules.2.temporal_transformer.proj_in.weight"
-    refused({key: tensor for key, tensor in whole.items() if key != name}, f"lacks the tensors '{motionfiles.renamed(name)}'")
+    refused(
+        {key: tensor for key, tensor in whole.items() if key != name},
+        f"lacks the tensors '{motionfiles.renamed(name)}'",
+    )
     refused({**whole, name: whole[name][:8]}, "has the shape .8, 64., but .64, 64. is needed")
     refused({"conv.weight": torch.zeros(2)}, "no motion module.*but 'conv.weight'")
     lora = {"down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 32)}
@@ -273,7 +277,7 @@ def test_the_step_is_told_from_the_level() -> None:
     begins = tuple(level.log_snr for level in grid[:-1])
     steps = []
     moving = Moving(Places(), 2, lambda step: steps.append(step) or (((0, 1), (1.0, 1.0)),))  # type: ignore[func-returns-value]
-    for one, two in zip(grid[:-2], grid[1:-1], strict=True):
+    for one, two in itertools.pairwise(grid[:-1]):
         for level in (one, sdkit.between(one, two, (one.log_snr + two.log_snr) / 2)):
             moving(numbered(2), level, OfStep(torch.zeros(2), begins))
     assert steps == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -16,14 +16,16 @@ from torch import Tensor
 POSITIONS = 8
 
 
-def adapter(seed: int = 11, *, middle: bool = True, positions: int = POSITIONS, channels: Any = (32, 64, 64)) -> Any:
+def adapter(
+    seed: int = 11, *, middle: bool = True, positions: int = POSITIONS, channels: Any = (32, 64, 64), layers: int = 2
+) -> Any:
     """A motion module; its last layers, zero where training begins, are not, so that motion acts."""
     network = tiny.made(
         MotionAdapter,
         None,
         seed,
         block_out_channels=channels,
-        motion_layers_per_block=2,
+        motion_layers_per_block=layers,
         motion_num_attention_heads=8,
         motion_max_seq_length=positions,
         use_motion_mid_block=middle,

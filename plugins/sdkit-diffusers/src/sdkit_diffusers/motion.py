@@ -143,14 +143,19 @@ def _moved(motion: Any, x: Tensor, frames: int, inside: Inside | None) -> Tensor
     c, h, w = x.shape[1:]
     clips = x.reshape(-1, frames, c, h, w).transpose(1, 2)
     tokens = motion.norm(clips).permute(0, 3, 4, 2, 1).reshape(-1, frames, c)
-    made = torch.empty_like(tokens)
     rows = max(1, AT_ONCE.get(x.device.type, AT_ONCE[""]) // (frames * c))
-    for start in range(0, len(tokens), rows):
-        part = motion.proj_in(tokens[start : start + rows])
-        for block in motion.transformer_blocks:
-            part = block(part) if inside is None else inside(block, part)
-        made[start : start + rows] = motion.proj_out(part)
-    return made.reshape(-1, h, w, frames, c).permute(0, 3, 4, 1, 2).reshape(x.shape).add_(x)
+    made = [_layers(motion, part, inside) for part in tokens.split(rows)]
+    whole = made[0] if len(made) == 1 else torch.cat(made)
+    return whole.reshape(-1, h, w, frames, c).permute(0, 3, 4, 1, 2).reshape(x.shape).add_(x)
+
+
+def _layers(motion: Any, tokens: Tensor, inside: Inside | None) -> Tensor:
+    """What comes of (rows, f, c) between the norm and what is added to the picture."""
+    part = motion.proj_in(tokens)
+    for block in motion.transformer_blocks:
+        part = block(part) if inside is None else inside(block, part)
+    made: Tensor = motion.proj_out(part)
+    return made
 
 
 @frozen(eq=False)
