@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,12 +21,18 @@ import torch
 from parity import NEGATIVE, PROMPT, Given, assert_same, ddim, drawn, grid_of
 from PIL import Image
 from safetensors.torch import save_file
+from tinycontrol import (
+    control_net,
+    edges,
+    shapes_are_no_draws,  # noqa: F401 - a fixture
+)
 from torch import Tensor
 
 import sdkit
 from sdkit import Capability, FrameJob, Loop, PromptTrack, Request, Timeline, testing
 from sdkit_diffusers.animatediff import AnimateDiff, Motion, frame_seed
 from sdkit_diffusers.betas import LinearBetas
+from sdkit_diffusers.control import Control
 from sdkit_diffusers.wiring import network_call
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -108,6 +117,34 @@ def test_a_long_clip_by_free_noise_is_that_of_diffusers(parts: dict[str, Any], m
     generator = AnimateDiff(place / "mm.safetensors", windows="inside", context_length=6, context_overlap=4)
     mine, theirs = both(parts, model, generator, 10, context_length=6, context_stride=2)
     assert_same(mine, theirs)
+
+
+@pytest.mark.usefixtures("shapes_are_no_draws")
+def test_a_clip_under_control_is_that_of_diffusers(
+    parts: dict[str, Any], model: Any, place: Path, tmp_path: Path
+) -> None:
+    """A control net reads one picture for all frames; motion goes into the network under it."""
+    frames, scheduler, net, picture = 4, ddim(beta_schedule="linear"), control_net(parts["unet"]), edges()
+    net.save_pretrained(tmp_path / "net")
+    picture.save(tmp_path / "edges.png")
+    grid, noise = grid_of(scheduler, LINEAR, STEPS), drawn(frames, 4, 8, 8)
+    given = {name: parts[name] for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    with torch.random.fork_rng(devices=[]):
+        pipe = diffusers.AnimateDiffControlNetPipeline(
+            **given, motion_adapter=tinymotion.adapter(), controlnet=net, scheduler=scheduler
+        )
+    pipe.set_progress_bar_config(disable=True)
+    wanted = pipe(
+        prompt=PROMPT, negative_prompt=NEGATIVE, num_frames=frames, height=64, width=64, num_inference_steps=STEPS,
+        guidance_scale=3.0, latents=(noise * grid[0].sigma).transpose(0, 1)[None], output_type="latent",
+        conditioning_frames=[picture] * frames,
+    ).frames[0].transpose(0, 1)  # fmt: skip
+    request = Request(
+        PROMPT, negative=NEGATIVE, guidance=3.0, steps=STEPS, size=(64, 64), scheduler="ddim", spacing="trailing",
+        modifiers=(Control(tmp_path / "net", tmp_path / "edges.png"),),
+    )  # fmt: skip
+    ours = sdkit.pipeline(model, noise=lambda seeds, grid: Given(noise))
+    assert_same(latents(AnimateDiff(place / "mm.safetensors"), job(ours, frames, request)), wanted)
 
 
 def test_the_levels_are_those_of_linear_betas(model: Any, place: Path) -> None:
@@ -466,3 +503,27 @@ def test_a_clip_from_the_shell(place: Path, tmp_path: Path) -> None:
     made = sdkit.ClipManifest.from_json(manifest)
     assert made.generator == "animatediff(motion='mm.safetensors', context_length=8)"
     assert len({frame.image.tobytes() for frame in frames}) == 24
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "animations.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_commands_can_be_planned(
+    model: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, but for the models: the tiny one sees 16 frames too."""
+    monkeypatch.chdir(tmp_path)
+    tinymotion.save_original(tinymotion.adapter(positions=32), tmp_path / "mm_sd_v15_v2.safetensors")
+    lora_file("original", tmp_path / "zoom-in.safetensors")
+    (block,) = re.findall(r"```sh\n(sdkit animate \"animatediff.*?)```", PAGE, re.DOTALL)
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert len(commands) == 3
+    for words in commands:
+        option = dict(itertools.pairwise(words))
+        clip = sdkit.animate(
+            words[2], small(model), Request(option["--prompt"], steps=1), frames=int(option["--frames"]),
+            fps=option["--fps"], loop=option.get("--loop", "none"),
+        )  # fmt: skip
+        assert clip.plan.evaluations and clip.plan.window == int(option["--frames"])
+        known = {word for word in words if word.startswith("--")}
+        assert known <= {"--model", "--prompt", "--frames", "--fps", "--loop", "--out"}

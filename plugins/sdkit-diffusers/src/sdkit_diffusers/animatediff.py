@@ -163,7 +163,7 @@ class AnimateDiff:
                 pipe.schedule or getattr(pipe.denoiser, "schedule", None), DiscreteSchedule
             ):
                 raise InvalidRequest("This model has no betas, so they cannot be linear; say betas='model'.")
-            plan = pipe.plan(evolve(self._request(job), modifiers=()))
+            plan = pipe.plan(evolve(self._request(job), modifiers=job.request.modifiers))
             evaluations = self._evaluations(plan, job)
         width, height = job.images.size(job.request)
         one = 4 * (math.prod(plan.latent_shape[1:]) if pipe is not None else width * height // 16)
