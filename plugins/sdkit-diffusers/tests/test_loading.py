@@ -183,6 +183,14 @@ def test_a_file_cut_off_in_the_middle(file: Path, tmp_path: Path) -> None:
         sdkit.load(short)
 
 
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x4B50], ids=["one byte", "two bytes", "PK"])
+def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(length)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0" * 4)
+    assert list(read_header(path)) == ["x"]
+
+
 def test_a_pickle_under_another_name(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(sdkit.FileError, match="pickle"):

@@ -23,6 +23,12 @@ MODIFIERS = (
 
 FRAMES = (
     ("text2video-zero", "zero:TextToVideoZero", "a clip from any U-Net: latents that move, one first frame", ("zero",)),
+    (
+        "animatediff",
+        "animatediff:AnimateDiff",
+        "text to video with a motion module (AnimateDiff), windows for any length",
+        (),
+    ),
 )
 
 
@@ -40,6 +46,8 @@ def sdkit_components() -> list[Component]:
     return [
         *modifiers,
         *frames,
+        Component("spacing", "linear-betas", "sdkit_diffusers.betas:LinearBetas", "on the betas of AnimateDiff"),
+        Component("adapter-format", "motion-lora", "sdkit_diffusers.motionlora:MotionLora", "AnimateDiff's own names"),
         Component(
             "estimator",
             "fake-tensors",

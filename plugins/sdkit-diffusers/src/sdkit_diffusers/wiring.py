@@ -36,6 +36,7 @@ __all__ = [
     "twin",
     "windowed",
     "with_states",
+    "within",
 ]
 
 INSIDE = ("denoiser", "inner", "changed", "weakened")
@@ -69,14 +70,27 @@ def rewired(denoiser: Any, change: Change) -> Any:
     Raises:
         InvalidRequest: it holds no network of this package.
     """
+
+    def other(inside: NetworkDenoiser[Any]) -> NetworkDenoiser[Any]:
+        call = network_call(inside)
+        return evolve(inside, network=evolve(call, network=change(call.network)))
+
+    return within(denoiser, other)
+
+
+def within(denoiser: Any, change: Callable[[NetworkDenoiser[Any]], NetworkDenoiser[Any]]) -> Any:
+    """The denoiser with ``change`` of the `sdkit.NetworkDenoiser` in the middle; the one given is as it was.
+
+    Raises:
+        InvalidRequest: there is none in it.
+    """
     if isinstance(denoiser, NetworkDenoiser):
-        call = network_call(denoiser)
-        return evolve(denoiser, network=evolve(call, network=change(call.network)))
+        return change(denoiser)
     names = [f.name for f in attrs.fields(type(denoiser)) if f.name in INSIDE] if attrs.has(type(denoiser)) else []
     if not names:
         network_call(denoiser)  # says what is wrong
         raise InvalidRequest(f"A {type(denoiser).__name__} does not say what it wraps, so control cannot reach inside.")
-    return evolve(denoiser, **{name: rewired(getattr(denoiser, name), change) for name in names})
+    return evolve(denoiser, **{name: within(getattr(denoiser, name), change) for name in names})
 
 
 class Rule(Protocol):
@@ -279,18 +293,16 @@ class Windowed:
 
 @frozen(eq=False)
 class AlongEncoder:
-    """An encoder whose conditionings say where on the way something acts; the way is told by ``along``.
+    """An encoder whose conditionings say something of the way that is walked, which is told by ``along``.
 
     Attributes:
         inner: The encoder as it was.
-        start: Share of the way.
-        end: Share of the way.
+        say: What a conditioning becomes, from itself and the way.
         grid: The way, or None until it is told.
     """
 
     inner: Any
-    start: float
-    end: float
+    say: Callable[[Any, Grid], Any] = field(repr=False)
     grid: Grid | None = field(default=None, repr=False)
 
     def __getattr__(self, name: str) -> Any:
@@ -305,16 +317,16 @@ class AlongEncoder:
         inner = self.inner.along(grid) if hasattr(self.inner, "along") else self.inner
         return evolve(self, inner=inner, grid=grid)
 
-    def __call__(self, prompts: Sequence[Any], /) -> OnTheWay:
-        """Encoded prompts, and where something acts."""
+    def __call__(self, prompts: Sequence[Any], /) -> Any:
+        """Encoded prompts, and what is said of the way."""
         return self._said(self.inner(prompts))
 
-    def _said(self, cond: Any) -> OnTheWay:
+    def _said(self, cond: Any) -> Any:
         if self.grid is None:
             raise InvalidRequest(
-                "Control that acts on a part of the way was not told the way: the encoder needs along(grid) first."
+                "What acts on a part of the way was not told the way: the encoder needs along(grid) first."
             )
-        return OnTheWay(cond, *span(self.grid, self.start, self.end))
+        return self.say(cond, self.grid)
 
 
 def windowed(denoiser: Any, changed: Any, start: float, end: float, grid: Grid) -> Any:
@@ -334,4 +346,8 @@ def in_window(parts: Parts[Any, Any, Any], changed: Any, start: float, end: floa
     """The parts with the denoiser ``changed`` between two shares of the way."""
     if start <= 0 and end >= 1:
         return evolve(parts, denoiser=changed)
-    return evolve(parts, encoder=AlongEncoder(parts.encoder, start, end), denoiser=Windowed(parts.denoiser, changed))
+
+    def say(cond: Any, grid: Grid) -> OnTheWay:
+        return OnTheWay(cond, *span(grid, start, end))
+
+    return evolve(parts, encoder=AlongEncoder(parts.encoder, say), denoiser=Windowed(parts.denoiser, changed))
