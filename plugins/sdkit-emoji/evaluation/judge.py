@@ -147,7 +147,7 @@ class Judge:
     @torch.no_grad()
     def __call__(self, images: Tensor, batch: int = 64) -> Judgement:
         """Images (b, 3, h, w) in [0, 1], sides in multiples of 64."""
-        parts = [self.network(shrink(part.float())) for part in images.split(batch)] if len(images) else []
+        parts = [self.network(shrink(part.float())) for part in torch.split(images, batch)] if len(images) else []
         if not parts:
             parts = [self.network(images.new_zeros(1, 3, SIDE, SIDE).float())]
         features, concepts, styles = (torch.cat(part)[: len(images)] for part in zip(*parts, strict=True))
@@ -167,7 +167,7 @@ class Judge:
 
 
 def save(path: Path, network: Network, about: dict[str, Any]) -> None:
-    """Write a judge as float16: weights, and as JSON in the header ``about`` (widths, features, concepts, styles, facts)."""
+    """Write a judge: weights as float16, and as JSON in the header widths, features, concepts, styles and facts."""
     tensors = {name: value.half() for name, value in network.state_dict().items() if value.is_floating_point()}
     save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"judge": json.dumps(about)})
 

@@ -1,4 +1,4 @@
-"""The lists of prompts in this folder, read and checked. Needs nothing but Python, so that training can read them too."""
+"""The lists of prompts in this folder, read and checked. Needs nothing but Python."""
 
 from __future__ import annotations
 
@@ -6,12 +6,36 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["COMMON", "HERE", "STYLES", "Prompt", "backgrounds", "concepts", "new_words", "synonyms", "words"]
+__all__ = ["COLOURS", "COMMON", "HERE", "STYLES", "Prompt", "backgrounds", "concepts", "new_words", "synonyms", "words"]
 
 HERE = Path(__file__).resolve().parent
 STYLES = ("3d", "flat fluent", "flat twitter", "noto")
 COMMON = frozenset({"face"})
 """Words of a synonym prompt that say nothing by themselves; captions may hold them."""
+
+
+COLOURS = {
+    name: tuple(value / 255 for value in rgb)
+    for name, rgb in {
+        "red": (214, 40, 40),
+        "orange": (247, 140, 32),
+        "yellow": (250, 208, 44),
+        "lime": (168, 216, 60),
+        "green": (46, 155, 70),
+        "teal": (20, 140, 140),
+        "sky blue": (130, 200, 240),
+        "blue": (40, 100, 220),
+        "navy": (25, 35, 95),
+        "purple": (120, 60, 170),
+        "pink": (248, 160, 190),
+        "brown": (125, 80, 45),
+        "beige": (232, 216, 184),
+        "gray": (140, 140, 140),
+        "black": (20, 20, 20),
+        "white": (255, 255, 255),
+    }.items()
+}
+"""Names that a background may be given by measuring it: sRGB in [0, 1], as training means them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,9 @@ def _lines(name: str) -> list[str]:
 def _style(text: str, line: str) -> str:
     named = [style for style in STYLES if text.endswith(f", {style} style")]
     if len(named) != 1:
-        raise ValueError(f"A prompt ends in ', STYLE style' with one of {', '.join(STYLES)}; this line does not: {line!r}.")
+        raise ValueError(
+            f"A prompt ends in ', STYLE style' with one of {', '.join(STYLES)}; this line does not: {line!r}."
+        )
     return named[0]
 
 

@@ -46,7 +46,7 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
 
 
 def lab(colours: Tensor) -> Tensor:
-    """sRGB (..., 3) in [0, 1] -> CIELAB (..., 3), L in [0, 100]."""
+    """SRGB (..., 3) in [0, 1] -> CIELAB (..., 3), L in [0, 100]."""
     x = colours.double()
     linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0) + 0.055) / 1.055) ** 2.4)
     xyz = linear @ torch.tensor(TO_XYZ, dtype=torch.float64).T / torch.tensor(WHITE, dtype=torch.float64)

@@ -65,11 +65,12 @@ def other_drawings(folder: Path, labels: dict[str, str]) -> Iterator[tuple[str, 
             yield label, picture
 
 
-def halved(rgba: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def half_size(rgba: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Straight alpha (128, 128, 4) uint8 -> colours multiplied by alpha, (64, 64, 4) uint8, by means over squares."""
     values = rgba.astype(np.float32)
     values[..., :3] *= values[..., 3:] / 255
-    return values.reshape(64, 2, 64, 2, 4).mean((1, 3)).round().astype(np.uint8)
+    halved: np.ndarray[Any, Any] = values.reshape(64, 2, 64, 2, 4).mean((1, 3)).round().astype(np.uint8)
+    return halved
 
 
 def main() -> None:
@@ -88,14 +89,14 @@ def main() -> None:
     pictures, entries = [], []
     for one, picture in zip(captions, taught, strict=True):
         out = one["style"] == held_out_style(one["code"], styles[one["label"]])
-        pictures.append(halved(picture))
+        pictures.append(half_size(picture))
         entries.append({"code": one["code"], "label": one["label"], "set": one["style"], "held_out": out})
     shared = Counter(key(label) for label in codes)  # "keycap: *" and "keycap: #" differ by their signs alone
     labels = {key(label): label for label in codes if shared[key(label)] == 1}
     for name in OTHERS:
         before = len(entries)
         for label, picture in tqdm(other_drawings(arguments.sets / name, labels), desc=name, mininterval=5):
-            pictures.append(halved(picture))
+            pictures.append(half_size(picture))
             entries.append({"code": codes[label], "label": label, "set": name, "held_out": False})
         print(f"{name}: {len(entries) - before} drawings of {len(labels)} names")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Train the judge on real drawings, and measure it on drawings it never saw.
 
-Input: the folder that ``real.py`` wrote. Output: ``judge.safetensors`` with the figures in its header. No picture of the
-model and no part of its autoencoder is used. Drawings are moved, scaled, turned and bent a little, put on coloured
+Input: the folder that ``real.py`` wrote. Output: ``judge.safetensors`` with the figures in its header. No picture of
+the model and no part of its autoencoder is used. Drawings are moved, scaled, turned and bent a little, put on coloured
 backgrounds, smoothed, sharpened, speckled and tinted, so that the judge does not stumble over what a generator does to
 lines and areas; nothing is mirrored, for letters and signs.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,16 @@ from tqdm import tqdm
 
 from sdkit_training import Plan, Training
 
-WIDTHS = (32, 64, 128, 256)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
+
+from common import channels_last
+
+WIDTHS = (32, 64, 128, 192)
 FEATURES = 192
 SMOOTHING = 0.1  # of the labels: near drawings of two concepts shall not be torn apart
 STYLE_WEIGHT = 0.3
+OFTEN = 6.0
+"""How often a drawing of a listed concept is seen for one of another: it is what the judge is asked about."""
 
 
 def on_colour(premultiplied: Tensor, behind: Tensor) -> Tensor:
@@ -72,7 +79,7 @@ class Changes:
         ]
         grid = F.affine_grid(torch.stack(rows, 1), [n, 4, SIDE, SIDE], align_corners=False)
         bent = F.interpolate(self.normal(n, 2, 5, 5), SIDE, mode="bilinear", align_corners=True)
-        bent = bent * self.uniform(0, 0.06, n)[:, None, None, None]
+        bent = bent * self.uniform(0, 0.05, n)[:, None, None, None]
         return F.grid_sample(x, grid + bent.permute(0, 2, 3, 1), align_corners=False)
 
     def backgrounds(self, n: int) -> Tensor:
@@ -101,13 +108,20 @@ class Changes:
     def __call__(self, drawings: Tensor) -> Tensor:
         """Drawings (b, 4, 64, 64) uint8 to pictures (b, 3, 64, 64) in [0, 1]."""
         moved = self.moved(drawings.float() / 255)
-        return self.painted(on_colour(moved, self.backgrounds(len(moved)))).contiguous(memory_format=torch.channels_last)
+        return self.painted(on_colour(moved, self.backgrounds(len(moved)))).contiguous(
+            memory_format=torch.channels_last
+        )
 
 
 def share(right: Tensor) -> dict[str, Any]:
     """Share of true items with its 95 % interval."""
     low, high = wilson(int(right.sum()), len(right))
-    return {"share": round(float(right.float().mean()), 4), "low": round(low, 4), "high": round(high, 4), "n": len(right)}
+    return {
+        "share": round(float(right.float().mean()), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "n": len(right),
+    }
 
 
 def measured(judge: Judge, drawings: Tensor, entries: list[dict[str, Any]], labels: list[str]) -> dict[str, Any]:
@@ -147,11 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, required=True, help="folder made by real.py")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on from OUT.checkpoint, written every 100 steps")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -160,12 +175,11 @@ def main() -> None:
     names = sorted({one["label"] for one in entries})
     labels = sorted({prompt.labels[0] for prompt in concepts()} & set(names))
     rows = np.array([index for index, one in enumerate(entries) if not one["held_out"]])
-    # the concepts of the list count double: their drawings are what the judge is asked about
-    often = np.array([2.0 if entries[row]["label"] in set(labels) else 1.0 for row in rows])
+    often = np.array([OFTEN if entries[row]["label"] in set(labels) else 1.0 for row in rows])
     place = {name: index for index, name in enumerate(names)}
     truth = torch.tensor([place[one["label"]] for one in entries])
     styles = torch.tensor([STYLES.index(one["set"]) if one["set"] in STYLES else -1 for one in entries])
-    network = Network(WIDTHS, FEATURES, len(names), len(STYLES)).to(memory_format=torch.channels_last).train()
+    network = channels_last(Network(WIDTHS, FEATURES, len(names), len(STYLES)), torch.device("cpu")).train()
     torch.nn.init.normal_(network.concepts)
     parameters = dict(network.named_parameters())
     print(f"{len(rows)} drawings of {len(names)} concepts, {sum(p.numel() for p in network.parameters())} parameters")
@@ -186,19 +200,24 @@ def main() -> None:
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.rate,
-        warm_up=100,
+        warm_up=60,
         decay=0.8,
         weight_decay=0.05,
         clip=5.0,
         average=0.998,
     )
     training = Training(parameters, objective, plan)
-    bar = tqdm(training.run(), total=plan.steps, mininterval=20)
+    checkpoint = arguments.out.with_suffix(".checkpoint")
+    if arguments.resume:
+        training.restore(checkpoint)
+    bar = tqdm(training.run(), total=plan.steps, initial=training.step, mininterval=20)
     smooth = 0.0
     for event in bar:
-        smooth = event.loss if event.step == 1 else 0.98 * smooth + 0.02 * event.loss
+        smooth = event.loss if smooth == 0 else 0.98 * smooth + 0.02 * event.loss
         if event.step % 20 == 0:
             bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+        if event.step % 100 == 0:
+            training.save(checkpoint)
 
     with torch.no_grad():
         for name, value in training.weights.items():
@@ -211,18 +230,19 @@ def main() -> None:
         for step in range(plan.steps, plan.steps + 60):
             network(batch(step, range(arguments.batch))[1])
     network.eval()
+    facts: dict[str, Any] = {"steps": plan.steps, "batch": plan.batch, "seed": arguments.seed, "drawings": len(rows)}
     about = {
         "widths": WIDTHS,
         "features": FEATURES,
         "concepts": names,
         "styles": STYLES,
-        "facts": {"steps": plan.steps, "batch": plan.batch, "seed": arguments.seed, "drawings": len(rows)},
+        "facts": facts,
     }
     save(arguments.out, network, about)
     # measured as it is stored, then stored with its figures
-    about["facts"] |= {"labels": len(labels), **measured(load(arguments.out), drawings, entries, labels)}
+    facts |= {"labels": len(labels), **measured(load(arguments.out), drawings, entries, labels)}
     save(arguments.out, network, about)
-    print(json.dumps(about["facts"], indent=1))
+    print(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":
