@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,7 +124,7 @@ class Answers:
 def answers(judge: Judge, labels: list[str], prompts: list[Prompt], images: Tensor) -> Answers:
     """Ask the judge."""
     said = judge(images)
-    order = said.concepts[:, judge.columns(labels)].sort(-1, descending=True, stable=True).indices
+    order = torch.argsort(said.concepts[:, judge.columns(labels)], -1, descending=True)
     return Answers(prompts, said, order, labels)
 
 
@@ -354,10 +356,8 @@ def sheet(path: Path, lists: dict[str, Answers], images: dict[str, Tensor], coun
         canvas.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (left, top))
         colour = "green" if right else "red"
         pen.rectangle((left - 2, top - 2, left + side + 1, top + side + 1), outline=colour, width=2)
-        prompt = answer.prompts[place].text.removesuffix(" style")
-        for row, text in enumerate(
-            [prompt[:22], prompt[22:44].strip(), "" if right else f"? {answer.name(place)}"[:22]]
-        ):
+        lines = textwrap.wrap(answer.prompts[place].text.removesuffix(" style"), 21)[:2]
+        for row, text in enumerate([*lines, *[""] * (2 - len(lines)), "" if right else f"? {answer.name(place)}"[:22]]):
             pen.text((left, top + side + 2 + 12 * row), text, fill=colour if row == 2 else "black")
     canvas.save(path)
 
@@ -417,7 +417,7 @@ def main() -> None:
         title = (
             f"{date}, {steps} steps, guidance {source.guidance or model.spec.guidance:g}, "
             f"weights `{model.spec.sha256}`, judge `{judge.sha256[:16]}`"
-            + (f", first {arguments.limit} of every list" if arguments.limit else "")
+            + (f", {arguments.limit} prompts of every list at most" if arguments.limit else "")
         )
         tables.append(markdown(title, rows))
         print(tables[-1], flush=True)
@@ -430,10 +430,14 @@ def main() -> None:
 
 
 def spread(prompts: list[Prompt], count: int | None) -> list[Prompt]:
-    """``count`` prompts at even distances, all without one."""
+    """``count`` prompts, chosen by a hash of their text so that no rule of the list shows through; all without one.
+
+    Fewer are always some of more.
+    """
     if count is None or count >= len(prompts):
         return prompts
-    return [prompts[int((k + 0.5) * len(prompts) / count)] for k in range(count)]
+    chosen = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.text.encode()).digest())[:count]
+    return [prompt for prompt in prompts if prompt in set(chosen)]
 
 
 if __name__ == "__main__":
