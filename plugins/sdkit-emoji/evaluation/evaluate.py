@@ -391,7 +391,8 @@ def main() -> None:
     whole = {"concepts": concepts(), "synonyms": synonyms(), "backgrounds": backgrounds()}
     labels = sorted({prompt.labels[0] for prompt in whole["concepts"]})
     asked = {name: spread(prompts, arguments.limit) for name, prompts in whole.items()}
-    varied = spread(asked["concepts"], VARIED)
+    # a quick look draws a quarter of its prompts again with other seeds
+    varied = spread(asked["concepts"], VARIED if arguments.limit is None else min(VARIED, -(-arguments.limit // 4)))
     real = None if arguments.real is None else read_drawings(arguments.real, judge, set(labels))
 
     tables = []
