@@ -185,7 +185,10 @@ def about_prompts(lists: dict[str, Answers], images: dict[str, Tensor], judge: J
             if asked.any():
                 note = f"real drawings {per_cent(real[f'labels, {style}']['share'])}"
                 rows.append(share(f"concept, {style}", taught.right()[asked], note=note))
-        note = f"real drawings {per_cent(real['labels, style']['share'])}"
+        note = (
+            f"real drawings {per_cent(real['labels, style']['share'])}, "
+            f"those the judge was trained with {per_cent(seen['labels, style']['share'])}"
+        )
         rows.append(share("style", taught.style(), BARS["style"], note))
     if "synonyms" in lists:
         other = lists["synonyms"]
