@@ -24,14 +24,12 @@ import captions as writing
 
 
 def written(entries: Sequence[dict[str, Any]], rounds: int, seed: int = 0) -> Iterable[str]:
-    """``rounds`` captions of every entry, and as many on a background where captions know backgrounds."""
+    """``rounds`` captions of every entry on white, and as many on a background."""
     random = np.random.default_rng(seed)
-    colours = list(getattr(writing, "COLOURS", {}))
     for entry in entries:
         for _ in range(rounds):
             yield writing.caption(entry, random)
-            if colours:
-                yield writing.caption(entry, random, str(random.choice(colours)))
+            yield writing.caption(entry, random, str(random.choice(list(COLOURS))))
 
 
 def spoiled(entries: Sequence[dict[str, Any]], rounds: int) -> Counter[str]:

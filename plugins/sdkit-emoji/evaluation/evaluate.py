@@ -185,7 +185,10 @@ def about_prompts(lists: dict[str, Answers], images: dict[str, Tensor], judge: J
             if asked.any():
                 note = f"real drawings {per_cent(real[f'labels, {style}']['share'])}"
                 rows.append(share(f"concept, {style}", taught.right()[asked], note=note))
-        note = f"real drawings {per_cent(real['labels, style']['share'])}"
+        note = (
+            f"real drawings {per_cent(real['labels, style']['share'])}, "
+            f"those the judge was trained with {per_cent(seen['labels, style']['share'])}"
+        )
         rows.append(share("style", taught.style(), BARS["style"], note))
     if "synonyms" in lists:
         other = lists["synonyms"]
@@ -391,7 +394,8 @@ def main() -> None:
     whole = {"concepts": concepts(), "synonyms": synonyms(), "backgrounds": backgrounds()}
     labels = sorted({prompt.labels[0] for prompt in whole["concepts"]})
     asked = {name: spread(prompts, arguments.limit) for name, prompts in whole.items()}
-    varied = spread(asked["concepts"], VARIED)
+    # a quick look draws a quarter of its prompts again with other seeds
+    varied = spread(asked["concepts"], VARIED if arguments.limit is None else min(VARIED, -(-arguments.limit // 4)))
     real = None if arguments.real is None else read_drawings(arguments.real, judge, set(labels))
 
     tables = []

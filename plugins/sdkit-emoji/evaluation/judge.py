@@ -83,20 +83,34 @@ class Network(nn.Module):
         self.features = nn.Linear(four * 4, features)
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.concepts = nn.Parameter(torch.zeros(concepts, features))
-        self.styles = nn.Linear(two + four, styles)
+        # Styles are read off how small patches look: a head on the body's end learns in which styles it has seen a
+        # concept, not how it is painted.
+        self.styles = nn.Sequential(nn.Linear(3 * (one + two), 64), nn.ReLU(), nn.Linear(64, styles))
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (b, 3, 64, 64) in [0, 1] -> maps of the body at sides of 32, 16 and 4 pixels."""
+        first = self.body[0](images * 4 - 2)
+        early = self.body[1:3](first)
+        return first, early, self.body[3:](early)
+
+    def name(self, late: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of the body's end -> features (b, f) of length one and concept scores (b, c)."""
+        features = F.normalize(self.features(F.adaptive_avg_pool2d(late, 2).flatten(1)), dim=-1)
+        return features, self.scale.exp() * features @ F.normalize(self.concepts, dim=-1).T
+
+    @staticmethod
+    def strokes(first: Tensor, early: Tensor) -> Tensor:
+        """Maps of small patches -> mean, standard deviation and maximum of every channel, (b, n)."""
+        parts = [(maps.mean((2, 3)), maps.std((2, 3)), maps.amax((2, 3))) for maps in (first, early)]
+        return torch.cat([one for part in parts for one in part], 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (b, 3, 64, 64) in [0, 1] -> features (b, f) of length one, concept scores (b, c), style scores (b, s).
 
         Scores are logits.
         """
-        early = self.body[:3](images * 4 - 2)
-        late = self.body[3:](early)
-        features = F.normalize(self.features(F.adaptive_avg_pool2d(late, 2).flatten(1)), dim=-1)
-        concepts = self.scale.exp() * features @ F.normalize(self.concepts, dim=-1).T
-        # how lines and areas are painted shows in fine detail as well as in the whole
-        styles = self.styles(torch.cat([early.mean((2, 3)), late.mean((2, 3))], 1))
-        return features, concepts, styles
+        first, early, late = self.look(images)
+        return *self.name(late), self.styles(self.strokes(first, early))
 
 
 def shrink(images: Tensor) -> Tensor:

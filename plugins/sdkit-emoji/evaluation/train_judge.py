@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def read(folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Drawings (n, 4, 64, 64) uint8 with colours multiplied by alpha, and what each is."""
     entries: list[dict[str, Any]] = json.loads((folder / "real.json").read_text(encoding="utf-8"))
     return torch.from_numpy(np.load(folder / "real.npy")).permute(0, 3, 1, 2).contiguous(), entries
+
+
+def smoothed(images: Tensor) -> Tensor:
+    """Means over 3 x 3 pixels, (b, 3, h, w)."""
+    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
 
 
 class Changes:
@@ -94,8 +100,7 @@ class Changes:
     def painted(self, x: Tensor) -> Tensor:
         """Smoothed or sharpened, blotched, speckled and tinted, (b, 3, 64, 64) in [0, 1]."""
         n = len(x)
-        smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        x = x + (smooth - x) * self.uniform(-0.6, 1.2, n)[:, None, None, None] * self.some(0.6, n)
+        x = x + (smoothed(x) - x) * self.uniform(-0.6, 1.2, n)[:, None, None, None] * self.some(0.6, n)
         coarse = F.interpolate(F.avg_pool2d(x, 2), SIDE, mode="bilinear")
         x = x + (coarse - x) * self.uniform(0, 1, n)[:, None, None, None] * self.some(0.3, n)
         blotches = F.interpolate(self.normal(n, 3, 16, 16), SIDE, mode="bilinear")
@@ -133,12 +138,14 @@ def measured(judge: Judge, drawings: Tensor, entries: list[dict[str, Any]], labe
     figures: dict[str, Any] = {}
     for name, held_out in (("held out", True), ("seen", False)):
         rows = [index for index in taught if entries[index]["held_out"] == held_out]
+        if not held_out:
+            rows = [index for index in rows if entries[index]["label"] in column]
         x = drawings[rows].float() / 255
         colours = changes.uniform(0, 1, len(rows), 3, 1, 1)
         chosen = [place for place, index in enumerate(rows) if entries[index]["label"] in column]
         truth = judge.columns([entries[index]["label"] for index in rows])
         among = torch.tensor([column[entries[rows[place]]["label"]] for place in chosen])
-        for ground, behind in (("white", torch.ones(3, 1, 1)), ("colours", colours)):
+        for ground, behind in (("white", torch.ones(3, 1, 1)), ("colours", colours))[: 1 + held_out]:
             answer = judge(on_colour(x, behind))
             best = answer.concepts[chosen][:, columns].topk(5).indices
             styles = torch.tensor([STYLES.index(entries[index]["set"]) for index in rows])
@@ -156,13 +163,73 @@ def measured(judge: Judge, drawings: Tensor, entries: list[dict[str, Any]], labe
     return figures
 
 
+def run(training: Training, checkpoint: Path, name: str, resume: bool) -> None:
+    """Train to the end and put the averaged weights into the parameters; a checkpoint every 100 steps.
+
+    Raises:
+        sdkit.FileError: there is nothing to go on from, or not of this training.
+    """
+    if resume:
+        training.restore(checkpoint)
+    smooth = 0.0
+    with tqdm(training.run(), total=training.plan.steps, initial=training.step, desc=name, mininterval=20) as bar:
+        for event in bar:
+            smooth = event.loss if smooth == 0 else 0.98 * smooth + 0.02 * event.loss
+            bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+            if event.step % 100 == 0:
+                training.save(checkpoint)
+    with torch.no_grad():
+        for key, value in training.weights.items():
+            training.parameters[key].copy_(value)
+
+
+@torch.no_grad()
+def settle(network: torch.nn.Module, batches: Iterable[Tensor], look: Callable[[Tensor], Any]) -> None:
+    """Statistics of the normalisations for averaged weights: plain means over some batches of training."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    for images in batches:
+        look(images)
+
+
+def learn_styles(network: Network, drawings: Tensor, styles: Tensor, steps: int, seed: int) -> None:
+    """Fit the head for styles to drawings on white (n, 4, 64, 64) uint8, as they are and softened; the body stays."""
+    found = []
+    with torch.no_grad():
+        for part in torch.split(drawings, 128):
+            x = on_colour(part.float() / 255, torch.ones(3, 1, 1))
+            soft = x + 0.4 * (smoothed(x) - x)
+            found.append(torch.stack([network.strokes(*network.look(one)[:2]) for one in (x, soft)]))
+    strokes = torch.cat(found, 1).flatten(0, 1)
+    truth = styles.repeat(2)
+    mean, std = strokes.mean(0), strokes.std(0) + 1e-3
+    strokes = (strokes - mean) / std
+    first, _, last = network.styles
+    optimizer = torch.optim.AdamW(network.styles.parameters(), lr=3e-3, weight_decay=0.1)
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(strokes), (256,), generator=random)
+        hidden = F.dropout(F.relu(first(strokes[rows])), 0.3)
+        loss = F.cross_entropy(last(hidden), truth[rows])
+        optimizer.zero_grad()
+        torch.autograd.backward([loss])
+        optimizer.step()
+    with torch.no_grad():
+        # the network reads strokes as they are
+        first.weight.copy_(first.weight / std)
+        first.bias.copy_(first.bias - first.weight @ mean)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, required=True, help="folder made by real.py")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1800, help="for the concepts")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--style-steps", type=int, default=600, help="for the styles, after them")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -179,20 +246,27 @@ def main() -> None:
     place = {name: index for index, name in enumerate(names)}
     truth = torch.tensor([place[one["label"]] for one in entries])
     styles = torch.tensor([STYLES.index(one["set"]) if one["set"] in STYLES else -1 for one in entries])
+    taught = rows[styles[rows].numpy() >= 0]
     network = channels_last(Network(WIDTHS, FEATURES, len(names), len(STYLES)), torch.device("cpu")).train()
     torch.nn.init.normal_(network.concepts)
-    parameters = dict(network.named_parameters())
     print(f"{len(rows)} drawings of {len(names)} concepts, {sum(p.numel() for p in network.parameters())} parameters")
+
+    # The concepts. A passing head for styles makes the body look at how things are painted as well; it is thrown away.
+    side = torch.nn.Linear(WIDTHS[1] + WIDTHS[3], len(STYLES))
+    ours = {name: value for name, value in network.named_parameters() if not name.startswith("styles")}
+    ours |= {f"side.{name}": value for name, value in side.named_parameters()}
 
     def batch(step: int, part: range) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng([arguments.seed, step, part.start])
         chosen = torch.from_numpy(random.choice(rows, len(part), p=often / often.sum()))
         return chosen, Changes(random)(drawings[chosen])
 
-    def objective(step: int, part: range) -> Tensor:
+    def concept_loss(step: int, part: range) -> Tensor:
         chosen, images = batch(step, part)
         with torch.autocast("cpu", torch.bfloat16):
-            _, concept, style = network(images)
+            _, early, late = network.look(images)
+            _, concept = network.name(late)
+            style = side(torch.cat([early.mean((2, 3)), late.mean((2, 3))], 1))
         loss = F.cross_entropy(concept.float(), truth[chosen], label_smoothing=SMOOTHING)
         return loss + STYLE_WEIGHT * F.cross_entropy(style.float(), styles[chosen], ignore_index=-1)
 
@@ -206,41 +280,25 @@ def main() -> None:
         clip=5.0,
         average=0.998,
     )
-    training = Training(parameters, objective, plan)
-    checkpoint = arguments.out.with_suffix(".checkpoint")
-    if arguments.resume:
-        training.restore(checkpoint)
-    bar = tqdm(training.run(), total=plan.steps, initial=training.step, mininterval=20)
-    smooth = 0.0
-    for event in bar:
-        smooth = event.loss if smooth == 0 else 0.98 * smooth + 0.02 * event.loss
-        if event.step % 20 == 0:
-            bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-        if event.step % 100 == 0:
-            training.save(checkpoint)
+    run(Training(ours, concept_loss, plan), arguments.out.with_suffix(".checkpoint"), "concepts", arguments.resume)
+    after = range(plan.steps, plan.steps + 20)
+    settle(network.body, (batch(step, range(plan.batch))[1] for step in after), network.look)
 
-    with torch.no_grad():
-        for name, value in training.weights.items():
-            parameters[name].copy_(value)
-        # the averaged weights have statistics of their own
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None
-        for step in range(plan.steps, plan.steps + 60):
-            network(batch(step, range(arguments.batch))[1])
     network.eval()
-    facts: dict[str, Any] = {"steps": plan.steps, "batch": plan.batch, "seed": arguments.seed, "drawings": len(rows)}
-    about = {
-        "widths": WIDTHS,
-        "features": FEATURES,
-        "concepts": names,
-        "styles": STYLES,
-        "facts": facts,
+    learn_styles(network, drawings[taught], styles[taught], arguments.style_steps, arguments.seed)
+
+    facts: dict[str, Any] = {
+        "steps": arguments.steps,
+        "batch": arguments.batch,
+        "style steps": arguments.style_steps,
+        "seed": arguments.seed,
+        "drawings": len(rows),
+        "labels": len(labels),
     }
+    about = {"widths": WIDTHS, "features": FEATURES, "concepts": names, "styles": STYLES, "facts": facts}
     save(arguments.out, network, about)
     # measured as it is stored, then stored with its figures
-    facts |= {"labels": len(labels), **measured(load(arguments.out), drawings, entries, labels)}
+    facts |= measured(load(arguments.out), drawings, entries, labels)
     save(arguments.out, network, about)
     print(json.dumps(facts, indent=1))
 
