@@ -192,7 +192,7 @@ def measured(size: str, given: argparse.Namespace, folder: Path) -> dict[str, An
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--runs", type=int, default=5)
-    reader.add_argument("--steps", type=int, default=2)
+    reader.add_argument("--steps", type=int, default=8)
     reader.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     reader.add_argument("--decode-one", action="store_true")
     reader.add_argument("--json", action="store_true")

@@ -265,6 +265,7 @@ class Calls:
         ({"context_length": 4, "context_overlap": 2, "context_stride": 2}, {"scheduler": "heun"}, 9, "closed"),
         ({"context_length": 4, "windows": "static"}, {"guidance": 1.0}, 9, "none"),
         ({"context_length": 4, "windows": "inside"}, {"guidance_interval": (0.0, 5.0)}, 9, "none"),
+        ({}, {"scheduler": "ddim(eta=1)", "seeds": (1, 2)}, 2, "none"),
     ],
 )
 def test_a_plan_counts_what_is_evaluated(
@@ -319,6 +320,9 @@ def test_what_cannot_be_is_refused_before_anything_runs(model: Any, place: Path,
     foreign = tinymotion.save_original(tinymotion.adapter(channels=(32, 32, 64)), tmp_path / "xl.safetensors")
     with pytest.raises(sdkit.InvalidRequest, match="another family"):
         sdkit.animate(AnimateDiff(foreign), pipe, "a cat", frames=4)
+    nameless = sdkit.pipeline(model, spacing=lambda schedule, steps: sdkit.Trailing()(schedule, steps))
+    with pytest.raises(sdkit.InvalidRequest, match="custom:function. has no name.*betas='model'"):
+        sdkit.animate(generator, nameless, "a cat", frames=4)
     with pytest.raises(sdkit.InvalidRequest, match="acts on models of this package"):
         sdkit.animate(generator, testing.fake_pipeline(), "a cat", frames=4)
     assert generator.needs(job(pipe, 4)) == {Capability.TEXT_TO_IMAGE, Capability.LATENTS}

@@ -163,7 +163,8 @@ class AnimateDiff:
                 pipe.schedule or getattr(pipe.denoiser, "schedule", None), DiscreteSchedule
             ):
                 raise InvalidRequest("This model has no betas, so they cannot be linear; say betas='model'.")
-            plan = pipe.plan(evolve(self._request(job), modifiers=job.request.modifiers))
+            asked = evolve(self._request(job), modifiers=job.request.modifiers, seeds=(job.seed,))
+            plan = pipe.plan(asked)
             evaluations = self._evaluations(plan, job)
         width, height = job.images.size(job.request)
         one = 4 * (math.prod(plan.latent_shape[1:]) if pipe is not None else width * height // 16)
@@ -198,6 +199,11 @@ class AnimateDiff:
         if self.betas == "linear":
             filled = request if pipe is None else pipe.plan(evolve(request, modifiers=())).request
             spacing = filled.spacing or "uniform"
+            if spacing.startswith("custom:"):
+                raise InvalidRequest(
+                    f"The pipeline's spacing ({spacing}) has no name, so it cannot be put on linear betas; name one in "
+                    "the request, or say betas='model'."
+                )
             if spacing.partition("(")[0] not in ("grid", "linear-betas"):  # which say themselves what they are on
                 betas = registry().spell("spacing", LinearBetas(spacing))
                 request = evolve(request, scheduler=filled.scheduler, spacing=betas)
