@@ -70,13 +70,15 @@ def read_header(path: Path) -> dict[str, Stored]:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
-            if start[:2] == b"PK" or start[:1] == b"\x80":
-                raise FileError(
-                    f"{path.name!r} is a pickle file under another name, which can run any code when it is opened; "
-                    "convert it to safetensors in a sandbox."
-                )
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= size - 8:
+                # the length of a header may begin with the very bytes a pickle begins with, but a pickle never states
+                # a length that fits
+                if start[:2] == b"PK" or start[:1] == b"\x80":
+                    raise FileError(
+                        f"{path.name!r} is a pickle file under another name, which can run any code when it is opened; "
+                        "convert it to safetensors in a sandbox."
+                    )
                 raise FileError(
                     f"{path.name!r} is no safetensors file, or cut off: it has {size} bytes, and its header would "
                     f"take {length}; download or save it again."
