@@ -20,6 +20,10 @@ MODIFIERS = (
     ("xl-sizes", "modifiers:Sizes", "what Stable Diffusion XL is told of the sizes of pictures and their cut", ()),
     ("refiner-scores", "modifiers:RefinerScores", "the scores of beauty that XL's refiner is told", ()),
 )
+FRAMES = (
+    ("ltx", "ltxclip:Ltx", "clips of LTX-Video, from text or from a picture and text", ("ltx-video",)),
+    ("svd", "svdclip:Svd", "a picture, moved by Stable Video Diffusion", ("stable-video-diffusion",)),
+)
 
 
 @hookimpl
@@ -31,6 +35,17 @@ def sdkit_components() -> list[Component]:
     ]
     return [
         *modifiers,
+        *(
+            Component("frames", name, f"sdkit_diffusers.{target}", summary, also)
+            for name, target, summary, also in FRAMES
+        ),
+        Component(
+            "spacing",
+            "stretched",
+            "sdkit_diffusers.stretched:Stretched",
+            "trailing times that end at a given noise (LTX-Video)",
+            ("shift_terminal",),
+        ),
         Component(
             "estimator",
             "fake-tensors",
@@ -41,6 +56,7 @@ def sdkit_components() -> list[Component]:
             "model-family",
             "stable-diffusion",
             "sdkit_diffusers.family:StableDiffusion",
-            "Stable Diffusion 1.x, 2.x, XL, 3, 3.5 and FLUX.1, from a diffusers folder or one .safetensors file",
+            "Stable Diffusion 1.x, 2.x, XL, 3, 3.5 and FLUX.1, from a diffusers folder or one .safetensors file; "
+            "LTX-Video and Stable Video Diffusion from a folder",
         ),
     ]
