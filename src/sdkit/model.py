@@ -70,19 +70,21 @@ class LatentSpec:
         factor: Pixels per latent element along width and height.
         size: Default picture size (width, height) in pixels.
         multiple: Width and height must be multiples of this many pixels; at least ``factor``.
+        frames: Of latents with an axis of time, its length in elements, as ``(13,)``; of pictures nothing.
     """
 
     channels: int
     factor: int
     size: tuple[int, int]
     multiple: int = 0
+    frames: tuple[int, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         if self.channels < 1 or self.factor < 1 or (self.multiple and self.multiple % self.factor):
             raise ParameterError(f"Latents need a channel, a factor and a multiple of it, each at least 1, not {self}.")
 
-    def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) of the latent of a picture of ``size`` (width, height).
+    def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """(channels, height, width) of the latent of a picture of ``size`` (width, height); frames come before height.
 
         Raises:
             InvalidRequest: the size does not fit.
@@ -94,7 +96,7 @@ class LatentSpec:
                 f"Size {size[0]}x{size[1]} does not fit: this model needs sides that are multiples of {step}; "
                 f"near is {near[0]}x{near[1]}."
             )
-        return (self.channels, size[1] // self.factor, size[0] // self.factor)
+        return (self.channels, *self.frames, size[1] // self.factor, size[0] // self.factor)
 
 
 @frozen

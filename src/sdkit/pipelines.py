@@ -49,7 +49,7 @@ class Plan:
     Attributes:
         request: The request with everything filled in; asked again, it does the same.
         grid: The levels that will be walked.
-        latent_shape: (batch, channels, height, width).
+        latent_shape: (batch, channels, height, width), or with frames before the height.
         evaluations: Denoiser calls the scheduler will make, unless a modifier replaces it; None for one with its own
             step control.
         scheduler: The solver.
@@ -474,8 +474,7 @@ def _encode(decoder: Decoder[Any], picture: Picture, like: Tensor) -> Tensor:
 
 def _latent_mask(mask: Picture, like: Tensor) -> Tensor:
     """The mask at the size of the latents: a latent element is painted if any of its pixels is."""
-    pixels = _to_tensor(mask, "L").to(like.device)
-    return torch.nn.functional.adaptive_max_pool2d(pixels, like.shape[-2:]).to(like.dtype)
+    return torch.nn.functional.adaptive_max_pool2d(_to_tensor(mask, "L").to(like), like.shape[-2:])
 
 
 def _pictures(output: Any, request: Request) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from attrs import field, frozen
+from PIL import Image
 from torch import Tensor
 
 from sdkit.errors import InvalidRequest, SdkitError
@@ -86,9 +87,10 @@ class _FakeDenoiser:
 
 
 class _FakeAutoencoder:
-    """Pixels are latents, each repeated 4 x 4."""
+    """Pixels are latents, each repeated 4 x 4; of latents with an axis of time, every element is a frame."""
 
     latent = LatentSpec(channels=3, factor=4, size=(16, 16), multiple=4)
+    time_factor = 1
 
     def __call__(self, latents: Tensor, /) -> Tensor:
         return latents.repeat_interleave(4, -1).repeat_interleave(4, -2).clamp(0, 1)
@@ -102,7 +104,10 @@ def _fake_encoder(prompts: Sequence[str], /) -> Tensor:
 
 
 def fake_pipeline() -> Pipeline[str, Any, Any]:
-    """A pipeline without weights: 16 x 16 pixels, 3 steps, deterministic; a longer prompt gives a lighter picture."""
+    """A pipeline without weights: 16 x 16 pixels, 3 steps, deterministic; a longer prompt gives a lighter picture.
+
+    It makes whole clips as well: its latents may have an axis of time, of any length.
+    """
     schedule, autoencoder = scaled_linear(), _FakeAutoencoder()
     spec = ModelSpec("fake", "fake", autoencoder.latent, steps=3, scheduler="euler", spacing="uniform")
     return pipeline(Model(spec, _fake_encoder, _FakeDenoiser(schedule), autoencoder, schedule))
@@ -156,7 +161,7 @@ def _clip(
     tick: Callable[[], None] | None = None,
     modifiers: tuple[Any, ...] = (),
 ) -> Clip:
-    request = Request(TRACK, seeds=(7,), modifiers=modifiers)
+    request = Request(TRACK, seeds=(7,), modifiers=modifiers, image=_still(generator))
     return animate(generator, source or image_source(fake_pipeline()), request, frames=frames, loop=loop, tick=tick)
 
 
@@ -239,8 +244,14 @@ def check_frames_resume(frames: FrameGenerator) -> str:
     return f"{len(saved)} checkpoints"
 
 
+def _still(generator: FrameGenerator) -> Image.Image | None:
+    """A picture to begin with, for a generator that declares ``starts_from_image = True``."""
+    pixels = (40 + np.arange(16 * 16 * 3) % 150).astype(np.uint8).reshape(16, 16, 3)
+    return Image.fromarray(pixels) if getattr(generator, "starts_from_image", False) else None
+
+
 def _job(frames: FrameGenerator) -> FrameJob:
-    request = Request(TRACK, seeds=(7,))
+    request = Request(TRACK, seeds=(7,), image=_still(frames))
     return FrameJob(image_source(fake_pipeline()), request, Timeline(FRAMES), PromptTrack(TRACK))
 
 

@@ -118,6 +118,7 @@ def finish(
     steps: int,
     member: str,
     wrap: Callable[[NetworkDenoiser[Any], Autoencoder], Any] = lambda denoiser, autoencoder: denoiser,
+    autoencoder: Any = None,
 ) -> Model[Any]:
     """The model of its parts.
 
@@ -132,6 +133,7 @@ def finish(
         steps: Recommended number of steps.
         member: The family in the words of the licences, see `sdkit_diffusers.members`.
         wrap: Makes the denoiser from the plain one, where it needs the autoencoder.
+        autoencoder: Where it is another than that of pictures.
     """
     name, family = built.source.path.name, member
     spec = ModelSpec(
@@ -147,7 +149,7 @@ def finish(
         guidance=guidance,
         sha256=built.sha256,
     )
-    autoencoder = built.autoencoder(latent)
+    autoencoder = built.autoencoder(latent) if autoencoder is None else autoencoder
     denoiser = NetworkDenoiser(network, how.parametrization, how.schedule, built.options.network_dtype)
     return Model(
         spec,

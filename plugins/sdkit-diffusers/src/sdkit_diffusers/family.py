@@ -24,12 +24,17 @@ ASSEMBLIES = {
     "sdxl-refiner": "sdkit_diffusers.sdxl",
     "sd3": "sdkit_diffusers.sd3",
     "flux": "sdkit_diffusers.flux",
+    "ltx-video": "sdkit_diffusers.ltx",
+    "svd": "sdkit_diffusers.svd",
 }
 """Modules with a function ``assemble(source, options) -> Model``, by family."""
 
 
 class StableDiffusion:
-    """Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX.1, from a diffusers folder or one file with original names."""
+    """Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX.1, from a diffusers folder or one file with original names.
+
+    LTX-Video and Stable Video Diffusion, which make clips, from a diffusers folder.
+    """
 
     def probe(self, path: Path) -> bool:
         """Whether the folder or file is a model of these families; reads an index or a header, no tensor.

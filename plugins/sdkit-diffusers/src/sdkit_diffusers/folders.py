@@ -57,6 +57,10 @@ def family_of(folder: Path, index: Mapping[str, Any]) -> str | None:
         return "sd3"
     if parts.get("transformer") == "FluxTransformer2DModel":
         return "flux"
+    if parts.get("transformer") == "LTXVideoTransformer3DModel" and parts.get("vae") == "AutoencoderKLLTXVideo":
+        return "ltx-video"
+    if parts.get("unet") == "UNetSpatioTemporalConditionModel" and parts.get("vae") == "AutoencoderKLTemporalDecoder":
+        return "svd"
     if parts.get("unet") != "UNet2DConditionModel" or parts.get("vae") != "AutoencoderKL":
         return None
     if "text_encoder_2" in parts:
@@ -131,8 +135,8 @@ def read_family(folder: Path) -> str:
     family = family_of(folder, index)
     if family is None:
         raise FileError(
-            f"The folder {folder.name!r} holds a {index.get('_class_name')}, which is no Stable Diffusion model that "
-            "makes pictures from text."
+            f"The folder {folder.name!r} holds a {index.get('_class_name')}, which is no model known here that makes "
+            "pictures or clips."
         )
     return family
 
@@ -148,7 +152,8 @@ def read_folder(folder: Path, *, precision: str = "") -> Source:
 
     family, index = read_family(folder), read_json(folder / INDEX)
     listed = _listed(index)
-    names = [name for name in ("unet", "transformer", "vae", *_encoders(listed)) if name in listed]
+    seen = ("image_encoder",) if family == "svd" else ()
+    names = [name for name in ("unet", "transformer", "vae", *seen, *_encoders(listed)) if name in listed]
     parts = {name: read_part(folder / name, listed[name], precision=precision) for name in names}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     return Source(

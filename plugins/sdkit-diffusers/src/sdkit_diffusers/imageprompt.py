@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sdkit import Conditions, FileError, Grid, InvalidRequest, Level, NoiseSchedule, Parts, Picture
 from sdkit_diffusers.beside import image_text, kept, number, part_in_folder, picture
+from sdkit_diffusers.networks import MAKERS
 from sdkit_diffusers.parts import Origin, Part, Plan
 from sdkit_diffusers.tensors import Weights, some
 from sdkit_diffusers.wiring import (
@@ -141,17 +142,9 @@ def _encoder_folder(path: Path, encoder: str) -> Path:
     )
 
 
-def _vision(config: Mapping[str, Any]) -> nn.Module:
-    from transformers.models.clip.configuration_clip import CLIPVisionConfig
-    from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
-
-    made: nn.Module = CLIPVisionModelWithProjection(
-        CLIPVisionConfig.from_dict({**config, "attn_implementation": "sdpa"})
-    )
-    return made
-
-
-VISION: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {"CLIPVisionModelWithProjection": _vision}
+VISION: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    name: MAKERS[name] for name in ("CLIPVisionModelWithProjection",)
+}
 
 
 def _any(planned: Plan) -> None:

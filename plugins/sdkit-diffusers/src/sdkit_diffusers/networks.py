@@ -34,6 +34,40 @@ def _flux(config: Mapping[str, Any]) -> nn.Module:
     return _diffusers(FluxTransformer2DModel, config)
 
 
+def _ltx(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
+
+    return _diffusers(LTXVideoTransformer3DModel, config)
+
+
+def _ltx_autoencoder(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
+
+    return _diffusers(AutoencoderKLLTXVideo, config)
+
+
+def _svd(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionModel
+
+    return _diffusers(UNetSpatioTemporalConditionModel, config)
+
+
+def _svd_autoencoder(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
+
+    return _diffusers(AutoencoderKLTemporalDecoder, config)
+
+
+def _vision(config: Mapping[str, Any]) -> nn.Module:
+    from transformers.models.clip.configuration_clip import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
+
+    made: nn.Module = CLIPVisionModelWithProjection(
+        CLIPVisionConfig.from_dict({**config, "attn_implementation": "sdpa"})
+    )
+    return made
+
+
 def _clip(config: Mapping[str, Any]) -> nn.Module:
     from transformers.models.clip.modeling_clip import CLIPTextModel
 
@@ -75,5 +109,10 @@ MAKERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip_projected,
     "T5EncoderModel": _t5,
+    "LTXVideoTransformer3DModel": _ltx,
+    "AutoencoderKLLTXVideo": _ltx_autoencoder,
+    "UNetSpatioTemporalConditionModel": _svd,
+    "AutoencoderKLTemporalDecoder": _svd_autoencoder,
+    "CLIPVisionModelWithProjection": _vision,
 }
 """By the class name in ``model_index.json``."""

@@ -29,6 +29,8 @@ FRAMES = (
         "text to video with a motion module (AnimateDiff), windows for any length",
         (),
     ),
+    ("ltx", "ltxclip:Ltx", "clips of LTX-Video, from text or from a picture and text", ("ltx-video",)),
+    ("svd", "svdclip:Svd", "a picture, moved by Stable Video Diffusion", ("stable-video-diffusion",)),
 )
 
 
@@ -49,6 +51,13 @@ def sdkit_components() -> list[Component]:
         Component("spacing", "linear-betas", "sdkit_diffusers.betas:LinearBetas", "on the betas of AnimateDiff"),
         Component("adapter-format", "motion-lora", "sdkit_diffusers.motionlora:MotionLora", "AnimateDiff's own names"),
         Component(
+            "spacing",
+            "stretched",
+            "sdkit_diffusers.stretched:Stretched",
+            "trailing times that end at a given noise (LTX-Video)",
+            ("shift_terminal",),
+        ),
+        Component(
             "estimator",
             "fake-tensors",
             "sdkit_diffusers.estimating:estimate",
@@ -58,6 +67,7 @@ def sdkit_components() -> list[Component]:
             "model-family",
             "stable-diffusion",
             "sdkit_diffusers.family:StableDiffusion",
-            "Stable Diffusion 1.x, 2.x, XL, 3, 3.5 and FLUX.1, from a diffusers folder or one .safetensors file",
+            "Stable Diffusion 1.x, 2.x, XL, 3, 3.5 and FLUX.1, from a diffusers folder or one .safetensors file; "
+            "LTX-Video and Stable Video Diffusion from a folder",
         ),
     ]

@@ -179,8 +179,8 @@ class SizedFlow:
     cleanest_time: float
 
     def sized(self, shape: Sequence[int], /) -> RectifiedFlow:
-        """The flow for latents of a shape (..., height, width)."""
-        tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch)
+        """The flow for latents of a shape (batch, channels, height, width), or with frames before the height."""
+        tokens = (shape[-2] // self.patch) * (shape[-1] // self.patch) * math.prod(shape[2:-2])
         return RectifiedFlow(self.shift(tokens), self.cleanest_time)
 
     @property
