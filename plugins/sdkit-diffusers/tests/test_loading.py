@@ -197,13 +197,6 @@ def test_a_pickle_under_another_name(tmp_path: Path) -> None:
         sdkit.load(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("length", [0x80, 0x4B50])
-def test_a_header_whose_length_looks_like_a_pickle(length: int, tmp_path: Path) -> None:
-    text = json.dumps({"a": ONE}).encode().ljust(length)
-    assert struct.pack("<Q", length)[:1] in (b"\x80", b"P")
-    assert list(read_header(with_header(tmp_path / "x.safetensors", text, b"\0" * 8))) == ["a"]
-
-
 def test_a_file_of_no_family_names_its_tensors(tmp_path: Path) -> None:
     save_file({"lora_unet_down.alpha": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(sdkit.FileError, match="'lora_unet_down.alpha'"):
