@@ -228,3 +228,11 @@ def test_a_pipeline_is_composed_of_the_bare_parts(model: sdkit.Model[TextStates]
     )
     request = sdkit.Request("red heart, 3d style", seeds=(3,), steps=5, guidance=4.0)
     assert torch.equal(own(request).latents, sdkit.pipeline(model)(request).latents)
+
+
+def test_words_of_backgrounds_are_known_and_words_kept_out_of_training_are_not(model: sdkit.Model[TextStates]) -> None:
+    encoder = model.encoder
+    assert isinstance(encoder, EmojiEncoder)
+    assert encoder.hints("a koala on a sky blue background, 3d style") == []
+    (hint,) = encoder.hints("puppy, 3d style")
+    assert "not trained on 'puppy'" in hint

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
 
 from lists import COLOURS, new_words, words
 
-__all__ = ["COLOURS", "HELD_OUT", "STYLES", "article", "caption", "clean"]
+__all__ = ["COLOURS", "HELD_OUT", "STYLES", "article", "caption", "clean", "told"]
 
 HELD_OUT = new_words()
 STYLES = ("3d", "flat fluent", "flat twitter", "noto")
@@ -33,6 +33,11 @@ def article(words: str) -> str:
     return f"{'an' if words[:1] in VOWELS else 'a'} {words}"
 
 
+def told(entry: dict[str, Any]) -> list[str]:
+    """The tags that captions of a picture may hold: none with a word that is kept out."""
+    return [tag for tag in map(clean, entry["tags"]) if not words(tag) & HELD_OUT]
+
+
 def caption(entry: dict[str, Any], random: np.random.Generator, colour: str | None = None) -> str:
     """One caption of a picture: its name (or seldom a tag as well), its background, mostly its style.
 
@@ -44,7 +49,7 @@ def caption(entry: dict[str, Any], random: np.random.Generator, colour: str | No
     name = clean(entry["label"])
     if random.random() < 0.3:
         name = article(name)
-    tags = [tag for tag in map(clean, entry["tags"]) if not words(tag) & HELD_OUT]
+    tags = told(entry)
     if tags and random.random() < 0.12:
         name = f"{name}, {random.choice(tags)}"
     if colour is not None:

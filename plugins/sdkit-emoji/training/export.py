@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from captions import STYLES, clean
+from captions import COLOURS, STYLES, clean, told
 from common import load_pictures, weights
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,7 +47,7 @@ def main() -> None:
     words = {
         word
         for one in of_concepts
-        for text in (one["label"], *one["tags"])
+        for text in (one["label"], *told(one), *COLOURS, "background")  # what captions are made of, but for styles
         for word in re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", clean(text))
     }
     texts = Texts(arguments.text, torch.device("cpu"))
