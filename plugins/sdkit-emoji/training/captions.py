@@ -14,12 +14,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "evaluation"))
 
-from lists import COLOURS, new_words, words
+from lists import COLOURS, STYLES, new_words, words
 
 __all__ = ["COLOURS", "HELD_OUT", "STYLES", "article", "caption", "clean", "told"]
 
 HELD_OUT = new_words()
-STYLES = ("3d", "flat fluent", "flat twitter", "noto")
 VOWELS = "aeiou"
 
 
