@@ -7,6 +7,7 @@ that no caption may hold, so that prompts in other words than the captions' can 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["COLOURS", "HELD_OUT", "STYLES", "article", "caption", "clean", "told
 
 HELD_OUT = new_words()
 VOWELS = "aeiou"
+OTHERS = 0.4  # share of captions in other words than the name, where there are some
 
 
 def clean(text: str) -> str:
@@ -37,22 +39,31 @@ def told(entry: dict[str, Any]) -> list[str]:
     return [tag for tag in map(clean, entry["tags"]) if not words(tag) & HELD_OUT]
 
 
-def caption(entry: dict[str, Any], random: np.random.Generator, colour: str | None = None) -> str:
+def caption(
+    entry: dict[str, Any],
+    random: np.random.Generator,
+    colour: str | None = None,
+    others: Sequence[tuple[str, float]] = (),
+) -> str:
     """One caption of a picture: its name (or seldom a tag as well), its background, mostly its style.
 
     Args:
         entry: Name, tags and style of the picture, as prepare.py writes them.
         random: Draws the form.
         colour: Name of the background; None for white, of which nothing is said.
+        others: Other words for it and how likely they mean it; one of them takes the name's place now and then.
     """
-    name = clean(entry["label"])
+    name = called = clean(entry["label"])
+    if others and random.random() < OTHERS:
+        shares = np.array([share for _, share in others])
+        name = called = others[random.choice(len(others), p=shares / shares.sum())][0]
     if random.random() < 0.3:
         name = article(name)
     tags = told(entry)
     if tags and random.random() < 0.12:
         name = f"{name}, {random.choice(tags)}"
     if colour is not None:
-        name = clean(entry["label"])
+        name = called
         name = f"{article(name) if random.random() < 0.6 else name} on {article(colour)} background"
     style = entry["style"]
     draw = random.random()

