@@ -301,6 +301,44 @@ def test_a_shot_is_the_picture_that_the_pipeline_makes() -> None:
     assert np.array_equal(next(iter(source.decode(latents, Request("x")))), np.array(result.images[0]))
 
 
+@attrs.frozen(eq=False)
+class InCompany:
+    """A decoder whose pictures depend on what is decoded with them, as the last bits of real ones do."""
+
+    inside: Any
+    sizes: list[int] = attrs.field(factory=list)
+
+    def __call__(self, latents: torch.Tensor) -> Any:
+        self.sizes.append(len(latents))
+        images = self.inside(latents)
+        return (images + torch.linspace(0, 0.5, len(images)).reshape(-1, 1, 1, 1)) / 2
+
+
+def test_pictures_are_decoded_together_and_those_from_the_middle_on_are_the_same() -> None:
+    pipe = fake_pipeline()
+    decoder = InCompany(pipe.decoder)
+    source, request = image_source(attrs.evolve(pipe, decoder=decoder)), Request("x")
+    latents = source.latents(request, [Shot((("hello", 1.0),), ((k, 1.0),)) for k in range(11)])
+    straight = list(source.decode(latents, request))
+    assert decoder.sizes == [8, 3] and len(straight) == 11
+    for first in range(12):
+        rest = list(source.decode(latents, request, first=first))
+        assert len(rest) == 11 - first
+        assert all(np.array_equal(a, b) for a, b in zip(rest, straight[first:], strict=True)), first
+    decoder.sizes.clear()
+    next(iter(source.decode(latents, request, first=9)))
+    assert decoder.sizes == [3]
+
+
+def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    pipe = fake_pipeline()
+    decoder = InCompany(pipe.decoder)
+    source = image_source(attrs.evolve(pipe, decoder=decoder))
+    request = Request("x", size=(1024, 256), steps=1)
+    latents = source.latents(request, [Shot((("hello", 1.0),), ((k, 1.0),)) for k in range(2)])
+    assert len(list(source.decode(latents, request))) == 2 and decoder.sizes == [1, 1]
+
+
 def test_a_batch_of_shots_equals_them_alone_and_travels_smoothly() -> None:
     source, request = image_source(fake_pipeline()), Request("x", scheduler="ddim(eta=0.5)")
     shots = [Shot((("a", 1 - u), ("bbbbbbbb", u)), ((1, 1 - u), (2, u))) for u in (0.25, 0.5, 0.75)]

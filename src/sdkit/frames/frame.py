@@ -157,8 +157,8 @@ class ImageSource(Protocol):
         """
         ...
 
-    def decode(self, latents: Tensor, request: Request, /) -> Iterator[Pixels]:
-        """Pictures of latents, decoded one at a time."""
+    def decode(self, latents: Tensor, request: Request, /, *, first: int = 0) -> Iterator[Pixels]:
+        """Pictures of the latents from number ``first`` on, as they would be with those before."""
         ...
 
     def encode(self, images: Sequence[Pixels], request: Request, /) -> Tensor:
