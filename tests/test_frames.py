@@ -334,7 +334,7 @@ def test_large_pictures_are_decoded_one_at_a_time() -> None:
     pipe = fake_pipeline()
     decoder = InCompany(pipe.decoder)
     source = image_source(attrs.evolve(pipe, decoder=decoder))
-    request = Request("x", size=(1024, 256), steps=1)
+    request = Request("x", size=(256, 128), steps=1)
     latents = source.latents(request, [Shot((("hello", 1.0),), ((k, 1.0),)) for k in range(2)])
     assert len(list(source.decode(latents, request))) == 2 and decoder.sizes == [1, 1]
 

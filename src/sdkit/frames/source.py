@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["PipelineSource", "image_source", "lerp", "slerp"]
 
 BLENDS = ("lerp", "slerp")
-AT_ONCE, MOST = 512 * 512, 8
-"""Pixels, and pictures, decoded together: small pictures one by one leave a processor waiting, a large one takes
-gigabytes. Groups begin at the first of the latents, wherever decoding begins: a clip that is resumed keeps its bits."""
+AT_ONCE, MOST = 2**15, 8
+"""Pixels, and pictures, decoded together: small pictures one by one leave a processor waiting, large ones together
+take memory and no less time. Groups begin at the first of the latents, wherever decoding begins, so that a clip that is
+resumed keeps its bits."""
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor, *, axes: int = 1) -> Tensor:

@@ -168,7 +168,7 @@ class AnimateDiff:
             evaluations = self._evaluations(plan, job)
         width, height = job.images.size(job.request)
         one = 4 * (math.prod(plan.latent_shape[1:]) if pipe is not None else width * height // 16)
-        return FramePlan(n, evaluations, COPIES * n * one + max(width * height, 512 * 512) * 3 * 5)
+        return FramePlan(n, evaluations, COPIES * n * one + max(width * height, 2**15) * 3 * 5)
 
     def init(self, job: FrameJob, /) -> dict[str, object]:
         """Nothing: the clip is one step."""
