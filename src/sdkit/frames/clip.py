@@ -151,7 +151,7 @@ class Clip:
             InvalidRequest: it cannot work on this timeline.
         """
         act: FrameFilter = registry().make("frame-filter", other) if isinstance(other, str) else other
-        if not callable(act) or isinstance(act, type):
+        if not callable(act) or isinstance(act, type) or not hasattr(act, "timeline"):
             raise ParameterError(f"A clip goes through a filter's name or a filter, not through {other!r}.")
         new, make, old = act.timeline(self.timeline), self._make, self.timeline
         text = _spelled("frame-filter", act)
@@ -180,8 +180,14 @@ class Clip:
         act = (
             frame_sink(path) if sink is None else registry().make("frame-sink", sink) if isinstance(sink, str) else sink
         )
+        if isinstance(act, type) or not hasattr(act, "open"):
+            raise ParameterError(f"A clip is written by a sink's name or a sink, not by {sink!r}.")
         if not path.parent.is_dir():
             raise FileError(f"The folder {str(path.parent)!r} does not exist; make it first.")
+        if path.is_dir():
+            raise FileError(f"{path.name!r} cannot be written: it is a folder.")
+        if hasattr(act, "check"):
+            act.check(self.timeline)
         frames = iter(self)
         with closing(frames):  # type: ignore[type-var]  # a generator, whatever it is declared as
             first = next(frames)
@@ -251,7 +257,7 @@ def frame_sink(path: Path) -> FrameSink:
     """
     ending = path.suffix.lower().removeprefix(".")
     if not ending or not path.stem:
-        raise FileError(f"{path.name!r} has no ending that says what to write; use .mp4, .webm, .gif, .webp or .apng.")
+        raise FileError(f"{path.name!r} has no ending that says what it is: .mp4, .webm, .gif, .webp, .apng or .png.")
     made: FrameSink = registry().make("frame-sink", ending)
     return made
 
@@ -295,12 +301,16 @@ def animate(
     if isinstance(made, type) or not hasattr(made, "step"):
         raise ParameterError(f"Frames are made by a generator or the name of one, not by {generator!r}.")
     request = Request(request) if isinstance(request, str) else request
+    if not isinstance(request, Request):
+        raise ParameterError(f"What to show is text, such as '0: a cat | 24: a dog', or a Request, not {request!r}.")
+    if source is not None and not isinstance(source, Pipeline) and not hasattr(source, "latents"):
+        raise ParameterError(f"A clip is made with sdkit.pipeline(model), not with {source!r:.80}.")
     shown = Timeline(frames, fps, loop)
     # of there and back, one way is rendered
     timeline = Timeline(shown.frames // 2 + 1, shown.fps) if shown.loop is Loop.PINGPONG else shown
     images = None if source is None else image_source(source)
     job = FrameJob(images, request, timeline, PromptTrack(request.prompt, ease), tick)
-    job.prompts.check(timeline)
+    job.prompts.check(shown)
     _check_needs(made, job)
     plan, facts = made.plan(job), {} if images is None else images.facts()
     manifest = ClipManifest(
