@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import tempfile
@@ -42,7 +43,10 @@ __all__ = ["Clip", "ClipManifest", "PingPong", "animate", "frame_sink"]
 
 SCHEMA = 1
 QUEUE = 8
-"""Frames that wait for the encoder at most; rendering waits when there are more."""
+"""Frames that wait for the encoder at most; rendering waits when there are more, and a kill takes them along.
+
+A step's frames come at once and are encoded while the next step is computed: where a step makes one, one may wait.
+"""
 
 
 @frozen
@@ -194,8 +198,9 @@ class Clip:
             size = (first.image.shape[1], first.image.shape[0])
             manifest = attrs.evolve(self.manifest, sink=_spelled("frame-sink", act))
             writer = act.open(path, self.timeline, size, manifest.to_json())
+            burst = math.ceil(self.plan.window * self.timeline.frames / self.manifest.frames)
             try:
-                with _Beside(writer) as encoder:
+                with _Beside(writer, min(QUEUE, max(1, burst - 1))) as encoder:
                     for frame in _with_first(first, frames):
                         if (frame.image.shape[1], frame.image.shape[0]) != size:
                             raise ContractError(f"Frame {frame.index} has another size than the first, {size}.")
@@ -216,9 +221,9 @@ def _with_first(first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:
 class _Beside:
     """Writes frames in a thread of its own, a few behind at most; what goes wrong there is raised here."""
 
-    def __init__(self, writer: SinkWriter) -> None:
+    def __init__(self, writer: SinkWriter, room: int) -> None:
         self._writer, self._error = writer, list[BaseException]()
-        self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Frame | None] = queue.Queue(room)
         self._thread = threading.Thread(target=self._run, name="sdkit-encoder", daemon=True)
 
     def _run(self) -> None:
