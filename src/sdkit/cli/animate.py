@@ -118,7 +118,7 @@ def animate(
 
     loaded = sdkit.load(model, device=device)
     _remarks(loaded, [text for _, text in PromptTrack(prompt, ease).keys])
-    pipe = sdkit.pipeline(loaded)
+    pipe, stopped = sdkit.pipeline(loaded), threading.Event()
     clip = make_clip(
         made,
         pipe,
@@ -130,10 +130,11 @@ def animate(
         journal=folder,
         resume=resume,
         force=force,
+        tick=lambda: _stop(stopped),
     )
     for act in acts:
         clip = clip | act
-    click.echo(str(_save(clip, target, sink)))
+    click.echo(str(_save(clip, target, sink, stopped)))
 
 
 def _with_curves(generator: str, curves: tuple[str, ...]) -> str:
@@ -219,7 +220,7 @@ def _remarks(model: Model[Any], prompts: list[str]) -> None:
             click.echo(f"Note: {line}", err=True)
 
 
-def _save(clip: Clip, target: Path, sink: str | None) -> Path:
+def _save(clip: Clip, target: Path, sink: str | None, stopped: threading.Event) -> Path:
     """Render, with frames, time left and memory on stderr where that is a terminal."""
     shown: Any = click.progressbar(
         length=clip.timeline.frames,
@@ -233,22 +234,25 @@ def _save(clip: Clip, target: Path, sink: str | None) -> Path:
 
         def count(_: Frame) -> None:
             bar.update(1, 1)
+            _stop(stopped)
 
-        with _terminated():
+        with _terminated(stopped):
             return clip.save(target, sink=sink, on_frame=count)
 
 
+def _stop(stopped: threading.Event) -> None:
+    """End the render here, if that was asked for: between two evaluations or frames, where nothing is half done."""
+    if stopped.is_set():
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """A scope in which SIGTERM stops as Ctrl-C does: what was rendered is encoded, and the partial file is closed."""
+def _terminated(stopped: threading.Event) -> Iterator[None]:
+    """A scope in which SIGTERM says ``stopped``, so that what was rendered is encoded and the file is closed."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
         yield
         return
-
-    def stop(number: int, _: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         yield
     finally:
