@@ -442,10 +442,10 @@ def test_what_is_no_filter_or_sink_is_one_sentence_before_anything_runs(tmp_path
     for wrong in wrongs:
         with pytest.raises(ParameterError, match="through a filter's name or a filter"):
             clip | wrong
-    wrongs = (5, sdkit.registry().get("frame-sink", "gif"))
-    for wrong in wrongs:
+    no_sinks: tuple[Any, ...] = (5, sdkit.registry().get("frame-sink", "gif"))
+    for sink in no_sinks:
         with pytest.raises(ParameterError, match="a sink's name or a sink"):
-            clip.save(tmp_path / "c.gif", sink=wrong)
+            clip.save(tmp_path / "c.gif", sink=sink)
     (tmp_path / "d.gif").mkdir()
     with pytest.raises(FileError, match="it is a folder"):
         clip.save(tmp_path / "d.gif")
