@@ -312,7 +312,10 @@ class SinkWriter(Protocol):
 
 
 class FrameSink(Protocol):
-    """A kind of file that clips are written to; its component's name is the file's ending."""
+    """A kind of file that clips are written to; its component's name is the file's ending.
+
+    A method ``check(timeline)``, where there is one, refuses what the format cannot hold before anything is rendered.
+    """
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> SinkWriter:
         """Begin a file.
