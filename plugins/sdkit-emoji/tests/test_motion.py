@@ -129,9 +129,10 @@ def test_noise_of_a_run_has_that_likeness() -> None:
 
 
 def test_what_the_noise_refuses() -> None:
-    for make in (lambda: Circle(0), lambda: Circle(True), lambda: Circle(8, 1.5), lambda: Circle(8, float("nan"))):
-        with pytest.raises(sdkit.ParameterError):
-            make()
+    wrong: tuple[tuple[Any, Any], ...] = ((0, 0.5), (True, 0.5), (8, 1.5), (8, float("nan")), (8, "half"))
+    for frames, travel in wrong:
+        with pytest.raises(sdkit.ParameterError, match="frames is a whole number|travel is the share"):
+            Circle(frames, travel)
     with pytest.raises(sdkit.ContractError, match="16 seeds for a batch of 4"):
         Circle(16)((1,) * 16, ()).initial(torch.zeros(4, 8, 4, 4))
 

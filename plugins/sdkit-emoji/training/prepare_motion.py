@@ -35,7 +35,8 @@ def on_white(picture: Image.Image) -> np.ndarray[Any, Any]:
     """A picture as (128, 128, 3) uint8: shrunk with premultiplied alpha, then put on white."""
     small = picture.convert("RGBA").convert("RGBa").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     pixels = np.asarray(small).astype(np.int32)  # premultiplied: colour + white times what is clear
-    return np.clip(pixels[..., :3] + 255 - pixels[..., 3:], 0, 255).astype(np.uint8)
+    white: np.ndarray[Any, Any] = np.clip(pixels[..., :3] + 255 - pixels[..., 3:], 0, 255).astype(np.uint8)
+    return white
 
 
 def read_clip(path: Path, count: int) -> tuple[np.ndarray[Any, Any], int] | None:

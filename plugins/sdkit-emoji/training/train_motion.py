@@ -155,7 +155,7 @@ def main() -> None:
     unet.load_state_dict(content["average"])
     channels_last(unet, device).eval().requires_grad_(False)
     config = {"layers": layers_for(unet)}
-    motion = Motion(**config).to(device)
+    motion = Motion(config["layers"]).to(device)
     if arguments.start is not None:
         from sdkit_emoji.motion import load_motion
 
@@ -183,7 +183,7 @@ def main() -> None:
             total = total + losses(Moving(unet, motion, frames), flow, x0, noise.to(device), levels, cond).mean()
         return total / len(rows)
 
-    parameters = dict(motion.named_parameters())
+    parameters: dict[str, Tensor] = dict(motion.named_parameters())
     path, planned = arguments.out / "checkpoint.safetensors", arguments.out / "plan.json"
     if arguments.resume:
         plan = evolve(plan, steps=json.loads(planned.read_text(encoding="utf-8"))["steps"])

@@ -18,6 +18,7 @@ from attrs import evolve, field, frozen
 from sdkit import (
     Burst,
     Capability,
+    FileError,
     Frame,
     FrameInfo,
     FrameJob,
@@ -93,6 +94,11 @@ class EmojiMotion:
             raise InvalidRequest(f"emoji-motion has noise of its own, on a circle; leave noise={request.noise!r} out.")
         if frames > MOST:
             raise InvalidRequest(f"emoji-motion makes up to {MOST} frames together, not {frames}; 8 to 32 look best.")
+        if not self.motion and self.file is not None and not self.file.exists():
+            raise FileError(
+                "The emoji model's motion module is not in this package; give one, motion='FILE.safetensors', or say "
+                "motion='none' for a loop of its noise alone."
+            )
         evaluations, numbers = None, 0
         pipe = getattr(job.images, "pipe", None)
         if isinstance(pipe, Pipeline):
@@ -152,7 +158,7 @@ class WithMotion:
             FileError: the file cannot be read, or is no motion module for this model.
             InvalidRequest: it is not the emoji model.
         """
-        denoiser = parts.denoiser
+        denoiser: Any = parts.denoiser
         unet = unet_of(denoiser)
         moving = Moving(unet, load_motion(self.file, unet), self.frames)
         yield evolve(parts, denoiser=evolve(denoiser, network=moving))

@@ -81,7 +81,8 @@ class Along(nn.Module):
         mixed = turned(F.scaled_dot_product_attention(query, key, value), cos, -sin)
         tokens = tokens + self.out(mixed.transpose(1, 2).reshape(-1, frames, c))
         tokens = tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
-        return tokens.reshape(-1, h * w, frames, c).permute(0, 2, 3, 1).reshape(x.shape)
+        made: Tensor = tokens.reshape(-1, h * w, frames, c).permute(0, 2, 3, 1).reshape(x.shape)
+        return made
 
 
 def _angles(frames: int, pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,8 @@ class Motion(nn.Module):
 
     def __init__(self, layers: Mapping[Any, int], heads: int = 4, widening: int = 2) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({str(place): Along(width, heads, widening) for place, width in layers.items()})
+        self.widths = {str(place): width for place, width in layers.items()}
+        self.layers = nn.ModuleDict({place: Along(width, heads, widening) for place, width in self.widths.items()})
 
     def forward(self, place: int, x: Tensor, frames: int) -> Tensor:
         """What goes on from a place of the U-Net, of x (b f, c, h, w)."""
@@ -131,10 +133,7 @@ class Motion(nn.Module):
     def fits(self, unet: UNet) -> bool:
         """Whether its layers have the widths of the U-Net's places."""
         widths = unet.places()
-        return all(
-            int(name) < len(widths) and layer.norm.normalized_shape == (widths[int(name)],)
-            for name, layer in self.layers.items()
-        )
+        return all(int(name) < len(widths) and width == widths[int(name)] for name, width in self.widths.items())
 
 
 @frozen(eq=False)
