@@ -90,6 +90,19 @@ class Lessons:
         return TextStates(self.bank.tokens[one], self.bank.mask[one], self.bank.pooled[one])
 
 
+@torch.no_grad()
+def gained(unet: UNet, motion: Motion, lessons: Lessons, count: int = 12) -> tuple[float, float]:
+    """Mean loss of the image model alone and with motion, on the same items: known clips with noise of another seed."""
+    others, found = evolve(lessons, seed=lessons.seed + 1), []
+    for number in range(count):
+        x0, noise, shares, cond, frames = others.item(number, 0, 1)
+        levels = [TIMES(RectifiedFlow(), share) for share in shares]
+        kinds = [Moving(unet, each, frames) for each in (None, motion)]
+        found.append([float(losses(kind, Flow(), x0, noise.to(x0), levels, cond).mean()) for kind in kinds])
+    alone, moved = np.mean(found, axis=0)
+    return float(alone), float(moved)
+
+
 def affordable(objective: Any, parameters: dict[str, Tensor], plan: Plan, minutes: float, trial: int = 8) -> int:
     """Steps that fit into so many minutes, by the time that a few take; they change nothing."""
     copies = {name: value.detach().clone() for name, value in parameters.items()}
@@ -155,7 +168,7 @@ def main() -> None:
     unet.load_state_dict(content["average"])
     channels_last(unet, device).eval().requires_grad_(False)
     config = {"layers": layers_for(unet)}
-    motion = Motion(config["layers"]).to(device)
+    motion, shadow = Motion(config["layers"]).to(device), Motion(config["layers"]).to(device).requires_grad_(False)
     if arguments.start is not None:
         from sdkit_emoji.motion import load_motion
 
@@ -207,7 +220,12 @@ def main() -> None:
                 write(arguments.out / "motion.safetensors", training.weights, told)
                 saved = time.monotonic()
                 pace = (progress.step - first) / (saved - began)
-                bar.write(f"step {progress.step} loss {smooth:.4f} gradient {progress.gradient:.3f} steps/s {pace:.2f}")
+                shadow.load_state_dict(training.weights)
+                alone, moved = gained(unet, shadow, lessons)
+                bar.write(
+                    f"step {progress.step} loss {smooth:.4f} gradient {progress.gradient:.3f} steps/s {pace:.2f} "
+                    f"same items: image model alone {alone:.4f}, with motion {moved:.4f}"
+                )
                 if stopped:
                     break
             bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
