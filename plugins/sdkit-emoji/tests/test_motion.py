@@ -388,3 +388,28 @@ def test_bars_of_clips(tools: SimpleNamespace) -> None:
     assert not tools.evaluate_motion.closes(changes)
     assert tools.evaluate_motion.closes(np.array([3.0, 5.0, 4.0]))
     assert tools.evaluate_motion.closes(np.zeros(4))
+
+
+def test_latents_are_encoded_once(tools: SimpleNamespace, tmp_path: Path) -> None:
+    class Counted:
+        calls, scale = 0, torch.ones(1)
+
+        def encode(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            return images.mean((2, 3))[:, :, None, None] * self.scale
+
+        def state_dict(self) -> dict[str, Tensor]:
+            return {"scale": self.scale}
+
+    clips = np.arange(2 * 4 * 8 * 8 * 3, dtype=np.uint32).reshape(2, 4, 8, 8, 3).astype(np.uint8)
+    np.save(tmp_path / "clips.npy", clips)
+    coder = Counted()
+    arguments = coder, tmp_path / "clips.npy", tmp_path / "latents.safetensors"
+    first = tools.train_motion.encoded(*arguments)
+    expected = clips.astype(np.float64).mean((2, 3)) / 255
+    assert first.shape == (2, 4, 3, 1, 1) and np.abs(first[..., 0, 0].numpy() - expected).max() < 1e-6
+    assert torch.equal(tools.train_motion.encoded(*arguments), first) and coder.calls == 2
+    coder.scale = torch.full((1,), 2.0)  # another autoencoder
+    assert torch.equal(tools.train_motion.encoded(*arguments), 2 * first) and coder.calls == 4
+    np.save(tmp_path / "clips.npy", clips[::-1])  # other clips
+    assert torch.equal(tools.train_motion.encoded(*arguments), 2 * first.flip(0))

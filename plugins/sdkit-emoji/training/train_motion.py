@@ -12,6 +12,7 @@ Output in ``--out``: ``motion.safetensors`` (averaged weights as float16, how th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from attrs import evolve, frozen
 from captions import caption
 from common import add_arguments, asked_to_stop, channels_last, weights
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -38,11 +40,21 @@ SHORT = 0.75  # share of items that are clips of half as many frames, twice
 
 
 @torch.no_grad()
-def encoded(autoencoder: Autoencoder, clips: Any) -> Tensor:
-    """Latents (n, f, channels, h / 8, w / 8) of clips (n, f, h, w, 3) uint8."""
-    return torch.stack(
-        [autoencoder.encode(torch.from_numpy(np.array(clip)).permute(0, 3, 1, 2).float() / 255) for clip in clips]
-    )
+def encoded(autoencoder: Autoencoder, clips: Path, kept: Path) -> Tensor:
+    """Latents (n, f, channels, h / 8, w / 8) of a file of clips (n, f, h, w, 3) uint8, on the CPU.
+
+    They are kept in the file ``kept``, which is used again while autoencoder and clips are the same.
+    """
+    content = hashlib.sha256(clips.read_bytes()).hexdigest() + digest(list(autoencoder.state_dict().values()))
+    if kept.exists():
+        with safe_open(kept, "pt") as opened:
+            if (opened.metadata() or {}).get("of") == content:
+                found: Tensor = opened.get_tensor("latents")
+                return found
+    images = (torch.from_numpy(np.array(clip)).permute(0, 3, 1, 2) for clip in np.load(clips, mmap_mode="r"))
+    latents = torch.stack([autoencoder.encode(clip.float() / 255) for clip in tqdm(images, mininterval=10)])
+    save_file({"latents": latents.contiguous()}, kept, {"of": content})
+    return latents
 
 
 @frozen(eq=False)
@@ -151,10 +163,10 @@ def main() -> None:
     device = torch.device(arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    content = weights(arguments.model, "autoencoder", device)
+    content = weights(arguments.model, "autoencoder", torch.device("cpu"))
     autoencoder = Autoencoder(**content["config"]).eval().requires_grad_(False)
     autoencoder.load_state_dict(content["average"])
-    latents = encoded(autoencoder, np.load(arguments.data / "clips.npy", mmap_mode="r")).to(device)
+    latents = encoded(autoencoder, arguments.data / "clips.npy", arguments.out / "latents.safetensors").to(device)
     about = json.loads((arguments.data / "clips.json").read_text(encoding="utf-8"))
     texts, writing = Texts(arguments.model, device), np.random.default_rng(arguments.seed)
     written = [[caption(one, writing) for _ in range(FORMS)] for one in about]
