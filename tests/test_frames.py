@@ -6,15 +6,18 @@ import itertools
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import wave
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -301,6 +304,44 @@ def test_a_shot_is_the_picture_that_the_pipeline_makes() -> None:
     assert np.array_equal(next(iter(source.decode(latents, Request("x")))), np.array(result.images[0]))
 
 
+@attrs.frozen(eq=False)
+class InCompany:
+    """A decoder whose pictures depend on what is decoded with them, as the last bits of real ones do."""
+
+    inside: Any
+    sizes: list[int] = attrs.field(factory=list)
+
+    def __call__(self, latents: torch.Tensor) -> Any:
+        self.sizes.append(len(latents))
+        images = self.inside(latents)
+        return (images + torch.linspace(0, 0.5, len(images)).reshape(-1, 1, 1, 1)) / 2
+
+
+def test_pictures_are_decoded_together_and_those_from_the_middle_on_are_the_same() -> None:
+    pipe = fake_pipeline()
+    decoder = InCompany(pipe.decoder)
+    source, request = image_source(attrs.evolve(pipe, decoder=decoder)), Request("x")
+    latents = source.latents(request, [Shot((("hello", 1.0),), ((k, 1.0),)) for k in range(11)])
+    straight = list(source.decode(latents, request))
+    assert decoder.sizes == [8, 3] and len(straight) == 11
+    for first in range(12):
+        rest = list(source.decode(latents, request, first=first))
+        assert len(rest) == 11 - first
+        assert all(np.array_equal(a, b) for a, b in zip(rest, straight[first:], strict=True)), first
+    decoder.sizes.clear()
+    next(iter(source.decode(latents, request, first=9)))
+    assert decoder.sizes == [3]
+
+
+def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    pipe = fake_pipeline()
+    decoder = InCompany(pipe.decoder)
+    source = image_source(attrs.evolve(pipe, decoder=decoder))
+    request = Request("x", size=(256, 128), steps=1)
+    latents = source.latents(request, [Shot((("hello", 1.0),), ((k, 1.0),)) for k in range(2)])
+    assert len(list(source.decode(latents, request))) == 2 and decoder.sizes == [1, 1]
+
+
 def test_a_batch_of_shots_equals_them_alone_and_travels_smoothly() -> None:
     source, request = image_source(fake_pipeline()), Request("x", scheduler="ddim(eta=0.5)")
     shots = [Shot((("a", 1 - u), ("bbbbbbbb", u)), ((1, 1 - u), (2, u))) for u in (0.25, 0.5, 0.75)]
@@ -408,6 +449,14 @@ def test_a_generator_that_counts_wrong_is_found_out() -> None:
         ({"source": None}, InvalidRequest, "no source of images for: .*text-to-image"),
         ({"request": "a cat"}, InvalidRequest, "Nothing travels"),
         ({"request": "0: a | 50: b"}, InvalidRequest, "key at frame 50, and the clip's frames are 0 to 9"),
+        ({"request": "0: a | -1: b"}, InvalidRequest, "'-1' is no frame; frames are whole numbers from 0"),
+        ({"request": "0: a | 1.5: b"}, InvalidRequest, "'1.5' is no frame"),
+        ({"request": "0: a | max_f - 1: b"}, InvalidRequest, "'max_f - 1' is no frame"),
+        ({"request": '{"0": "a", "5": "b"'}, InvalidRequest, "begins as JSON and cannot be read as such: Expecting"),
+        ({"request": '{"0": "a", "00": "b"}'}, InvalidRequest, "has frame 0 twice"),
+        ({"request": "0: a | 7: b", "loop": "pingpong"}, InvalidRequest, "before the clip goes back are 0 to 5"),
+        ({"request": {0: "a", 5: "b"}}, ParameterError, "What to show is text, such as .* not {0: 'a', 5: 'b'}"),
+        ({"source": "emoji"}, ParameterError, r"made with sdkit.pipeline\(model\), not with 'emoji'"),
         ({"frames": 0}, InvalidRequest, "not 0"),
         ({"ease": "bouncy"}, ParameterError, "no ease 'bouncy'"),
     ],
@@ -417,6 +466,39 @@ def test_wrong_clips_are_one_sentence(arguments: dict[str, Any], kind: type, sen
     with pytest.raises(kind, match=sentence) as caught:
         animate(**given)
     assert isinstance(caught.value, SdkitError)
+
+
+def test_a_bar_or_a_colon_within_a_prompt_is_no_key() -> None:
+    texts = ("0: a [cat|dog] | 5: b", "0: ratio 16:9 | 5: b | c", "0: [a|b:0.5] | 5: max_f", "{a|b} c", "a | -1: b")
+    assert [len(PromptTrack(text).keys) for text in texts] == [2, 2, 2, 1, 1]
+
+
+def test_what_is_no_filter_or_sink_is_one_sentence_before_anything_runs(tmp_path: Path) -> None:
+    calls: list[int] = []
+    clip = walk(tick=lambda: calls.append(1))
+    wrongs: tuple[Any, ...] = (None, 5, lambda frames, timeline: frames, sdkit.registry().get("frame-filter", "blend"))
+    for wrong in wrongs:
+        with pytest.raises(ParameterError, match="through a filter's name or a filter"):
+            clip | wrong
+    no_sinks: tuple[Any, ...] = (5, sdkit.registry().get("frame-sink", "gif"))
+    for sink in no_sinks:
+        with pytest.raises(ParameterError, match="a sink's name or a sink"):
+            clip.save(tmp_path / "c.gif", sink=sink)
+    (tmp_path / "d.gif").mkdir()
+    with pytest.raises(FileError, match="it is a folder"):
+        clip.save(tmp_path / "d.gif")
+    with pytest.raises(ParameterError, match="A GIF shows at most 50 frames per second, not 192"):
+        (clip | "blend(times=16)").save(tmp_path / "e.gif")
+    assert not calls
+    assert [path.name for path in tmp_path.iterdir()] == ["d.gif"]
+
+
+def test_curves_and_what_has_them_are_pickled() -> None:
+    for made in (Curve("0:(1), 4:(2*sin(t)); ease=cubic"), sdkit.registry().make("frames", "feedback(zoom='0:(1.1)')")):
+        again = pickle.loads(pickle.dumps(made))
+        assert again == made
+        assert repr(again) == repr(made)
+    assert pickle.loads(pickle.dumps(Curve("0:(1), 4:(2)"))).at(2, TEN) == 1.5
 
 
 def test_a_frame_is_read_only_and_owns_its_pixels() -> None:
@@ -489,6 +571,32 @@ def test_an_error_of_the_sink_ends_the_render(tmp_path: Path) -> None:
         clip.save(tmp_path / "c.x", sink=sink, on_frame=lambda frame: made.append(frame))  # type: ignore[arg-type]
     assert sink.aborted
     assert len(made) < 500
+
+
+class Slow(Failing):
+    """A sink slower than its generator; it counts what it wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = 0
+
+    def write(self, frame: Frame, /) -> None:
+        time.sleep(0.02)
+        self.written += 1
+
+    def finish(self) -> Path:
+        return Path()
+
+
+@pytest.mark.parametrize(("times", "most"), [(1, 2), (3, 3)])
+def test_a_file_trails_what_is_made_by_as_little_as_a_step_makes(times: int, most: int, tmp_path: Path) -> None:
+    sink, trails = Slow(), []
+    clip = animate("zoom", None, Request("", image=Image.new("RGB", (16, 16))), frames=12)
+    if times > 1:
+        clip = clip | f"blend(times={times})"  # its frames come three at a time
+    clip.save(tmp_path / "c.x", sink=sink, on_frame=lambda f: trails.append(f.index - sink.written))  # type: ignore[arg-type]
+    assert sink.written == len(trails) == 12 * times
+    assert 1 <= max(trails) <= most  # that the encoder has in hand, and what waits
 
 
 @pytest.mark.parametrize("name", ["c", "c.xyz", "nowhere/c.gif"])
@@ -602,6 +710,66 @@ def test_a_changed_frame_and_a_cut_line_are_noticed(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "j" / "frames" / "0000002.png")
     with pytest.raises(FileError, match="Frame 2 of the journal was changed"):
         list(walk(journal=tmp_path / "j", resume=True))
+
+
+def test_after_a_cut_line_every_checkpoint_counts(tmp_path: Path) -> None:
+    running: Iterator[Frame] = iter(walk(journal=tmp_path / "j"))
+    for _ in range(3):
+        next(running)
+    running.close()  # type: ignore[attr-defined]
+    lines = tmp_path / "j" / "frames.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-20])
+    list(walk(journal=tmp_path / "j", resume=True))
+    latest = Journal(tmp_path / "j", Timeline(9)).latest()
+    assert latest is not None
+    assert latest[0] == 9  # nothing is made again a second time
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("state/0000008.safetensors", b"x"),
+        ("state/0000009.safetensors", b""),
+        ("state/notes.safetensors", b"x"),
+        ("latents/0000008.safetensors", b"x"),
+        ("latents/0000008.safetensors", save_state({"other": 1})),
+        ("frames.jsonl", b"\xff\xfe\x00"),
+        ("frames.jsonl", b'{"index": 3}'),
+        ("frames.jsonl", b'{"index": 3, "sha256": "", "info": {}}'),
+    ],
+)
+def test_a_damaged_journal_costs_work_and_no_frame(path: str, data: bytes, tmp_path: Path) -> None:
+    straight = [frame.image.tobytes() for frame in walk(journal=tmp_path / "j")]
+    (tmp_path / "j" / "state" / "0000009.safetensors").unlink()  # as if stopped behind frame 7
+    with open(tmp_path / "j" / path, "ab" if path.endswith("jsonl") else "wb") as file:
+        file.write(data)
+    assert [frame.image.tobytes() for frame in walk(journal=tmp_path / "j", resume=True)] == straight
+
+
+def test_a_journal_says_what_differs_and_what_to_do(tmp_path: Path) -> None:
+    list(walk(journal=tmp_path / "j"))
+    with pytest.raises(ManifestError, match=r"another render: request.prompt, request.steps differ\(s\)"):
+        animate("walk(batch=2)", fake_pipeline(), Request("0: a | 6: c", seeds=(3,), steps=2), frames=9,
+                journal=tmp_path / "j", resume=True)  # fmt: skip
+    (tmp_path / "j" / "frames" / "0000002.png").write_bytes(b"")
+    with pytest.raises(FileError, match="Frame 2 of the journal cannot be read: .*; delete 'frames' and 'state'"):
+        list(walk(journal=tmp_path / "j", resume=True))
+    for name in ("frames", "state"):
+        shutil.rmtree(tmp_path / "j" / name)
+    calls: list[int] = []
+    again = walk(journal=tmp_path / "j", resume=True, tick=lambda: calls.append(1))
+    assert [frame.image.tobytes() for frame in again] == [frame.image.tobytes() for frame in walk()]
+    assert not calls
+    (tmp_path / "j" / "manifest.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ManifestError, match="its manifest cannot be read; ask for the same"):
+        walk(journal=tmp_path / "j", resume=True)
+
+
+def test_three_threads_share_a_journal(tmp_path: Path) -> None:
+    clip = walk(journal=tmp_path / "j")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: [frame.image.tobytes() for frame in clip], range(3)))
+    assert found[0] == found[1] == found[2]
 
 
 RENDER = """
@@ -734,6 +902,9 @@ def test_the_command_makes_a_clip_resumes_it_and_draws_its_sheet(tmp_path: Path)
         (("zoom", "--fps", "x", "--out", "c.gif"), "not 'x'"),
         (("zoom", "--filter", "blnd", "--out", "c.gif"), "did you mean blend"),
         (("zoom", "--out", "nowhere/c.gif"), "does not exist"),
+        (("zoom", "--out", "c.gif", "--out", "c.mp4"), "'--out': it is given 2 times, and a render writes one file"),
+        (("zoom", "--out", "c.mp4", "--sink", "gif"), "ends in .mp4 and --sink writes gif; name it c.gif"),
+        (("zoom", "--curve", "x=1", "--curve", "x=2", "--out", "c.gif"), "--curve gives 'x' twice"),
         (("zoom", "--out", "c.gif", "--audio", "song.mp3"), "A gif carries no sound; write an mp4 or a webm"),
         (("zoom", "--out", "c.mp4", "--audio", "song.mp3"), "'song.mp3' cannot be read as sound: No such file"),
     ],

@@ -21,6 +21,9 @@ from sdkit.testing import (
     NonConformance,
     apply,
     catalogue,
+    fake_pipeline,
+    run,
+    tried_on,
 )
 
 RULES = {(rule.subject, rule.name): rule for rule in catalogue()}
@@ -58,6 +61,33 @@ class Drift:
 
 class TestDrift(FrameConformance):
     frames = Drift()
+
+
+class Choosy(Drift):
+    """Makes clips with one model only."""
+
+    def plan(self, job: FrameJob, /) -> FramePlan:
+        if job.images is None or job.images.facts()["model"] != "of its own":
+            raise InvalidRequest("It needs a model of its own.")
+        return super().plan(job)
+
+
+def own_pipeline() -> Any:
+    pipe = fake_pipeline()
+    assert pipe.spec is not None
+    return attrs.evolve(pipe, spec=attrs.evolve(pipe.spec, name="of its own"))
+
+
+class TestOnItsOwnPipeline(FrameConformance):
+    frames = Choosy()
+    pipeline = own_pipeline()
+
+
+def test_the_rules_are_tried_on_the_pipeline_that_is_named_and_on_no_other_afterwards() -> None:
+    assert {outcome.state for outcome in run(Choosy(), "frames")} >= {"fail"}
+    with tried_on(own_pipeline()):
+        assert [outcome.detail for outcome in run(Choosy(), "frames") if outcome.state == "fail"] == []
+    assert any("model of its own" in outcome.detail for outcome in run(Choosy(), "frames"))
 
 
 MUTANTS: dict[str, tuple[Callable[[], Any], str, str]] = {}

@@ -75,6 +75,7 @@ def test_evaluations_rows_and_weights(file: Path) -> None:
     assert largest <= staged.weights < 1.01 * largest
 
 
+@pytest.mark.slow  # 18 s: pictures of 256 pixels through a VAE in tiles
 def test_more_takes_more(file: Path) -> None:
     model = sdkit.load(file, sha256=False)
     one, larger, several = told(model), told(model, size=(256, 256)), told(model, seeds=(1, 2, 3, 4))

@@ -259,12 +259,12 @@ def test_together_with_perturbed_attention(pipe: Any, model: Any) -> None:
     assert (made - latents_of(pipe, TextToVideoZero(0, 0, 0.25, 0.25), asked(steps=4), 3)).abs().max() > 0.01
 
 
-def test_conformance(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conformance(model: Any) -> None:
     """The kit's rules, on a tiny U-Net in place of the kit's model, which has no network."""
     small = attrs.evolve(model.spec.latent, size=(32, 32))
     spec = attrs.evolve(model.spec, latent=small, steps=2, guidance=1.0)
-    monkeypatch.setattr(kit, "fake_pipeline", lambda: sdkit.pipeline(attrs.evolve(model, spec=spec)))
-    outcomes = list(conform(TextToVideoZero(60, 30), "frames"))
+    with kit.tried_on(sdkit.pipeline(attrs.evolve(model, spec=spec))):
+        outcomes = list(conform(TextToVideoZero(60, 30), "frames"))
     assert [f"{o.rule.id} {o.detail}" for o in outcomes if o.state == "fail"] == []
     assert sum(o.state == "pass" for o in outcomes) >= 10
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +27,18 @@ if TYPE_CHECKING:
     from sdkit.request import Request
 
 __all__ = ["animate", "contact_sheet"]
+
+
+def _single(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str:
+    """The one file. Click would take the last of several, and the others would be missed after the render."""
+    if len(values) > 1:
+        raise click.BadParameter(
+            f"it is given {len(values)} times, and a render writes one file; with --resume, the same command with "
+            "another --out and the first one's --journal writes another without rendering again.",
+            context,
+            option,
+        )
+    return values[0]
 
 
 @click.command()
@@ -56,7 +72,14 @@ __all__ = ["animate", "contact_sheet"]
 @click.option("--journal", metavar="DIR", help="Keep all that is needed to go on after a crash in this folder.")
 @click.option("--resume", is_flag=True, help="Go on with the render in --journal [default: OUT.journal], or begin it.")
 @click.option("--force", is_flag=True, help="With --resume: even if the journal is of another render.")
-@click.option("--out", required=True, metavar="FILE", help=".mp4, .webm, .gif, .webp, .apng, or .png for a sequence.")
+@click.option(
+    "--out",
+    required=True,
+    multiple=True,
+    callback=_single,
+    metavar="FILE",
+    help=".mp4, .webm, .gif, .webp, .apng, or .png for a sequence.",
+)
 def animate(
     generator: str,
     prompt: str,
@@ -95,7 +118,7 @@ def animate(
 
     loaded = sdkit.load(model, device=device)
     _remarks(loaded, [text for _, text in PromptTrack(prompt, ease).keys])
-    pipe = sdkit.pipeline(loaded)
+    pipe, stopped = sdkit.pipeline(loaded), threading.Event()
     clip = make_clip(
         made,
         pipe,
@@ -107,19 +130,24 @@ def animate(
         journal=folder,
         resume=resume,
         force=force,
+        tick=lambda: _stop(stopped),
     )
     for act in acts:
         clip = clip | act
-    click.echo(str(_save(clip, target, sink)))
+    click.echo(str(_save(clip, target, sink, stopped)))
 
 
 def _with_curves(generator: str, curves: tuple[str, ...]) -> str:
     """The generator's text with the curves as its parameters."""
     name, parameters = parse(generator)
+    seen = set[str]()
     for text in curves:
         key, sign, value = text.partition("=")
         if not sign or not key.strip() or not value.strip():
             raise ParameterError(f"--curve takes NAME=CURVE, as in zoom='0:(1), 48:(1.4)', not {text!r}.")
+        if key.strip() in seen:
+            raise ParameterError(f"--curve gives {key.strip()!r} twice; write one curve with all its keys.")
+        seen.add(key.strip())
         value = value.strip()
         parameters[key.strip()] = int(value) if re.fullmatch(r"-?[0-9]{1,15}", value) else value
     return spell(name, parameters)
@@ -144,11 +172,23 @@ def _target(out: str, sink: str | None) -> Path:
         frame_sink(target)
     else:
         registry().make("frame-sink", sink)
+        _fitting(target, parse(sink)[0])
     if not target.parent.is_dir():
         raise FileError(f"The folder {str(target.parent)!r} does not exist; make it first.")
     if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
         raise FileError(f"{out!r} cannot be written: no permission, or it is a folder.")
     return target
+
+
+def _fitting(target: Path, sink: str) -> None:
+    """Refuse a file whose ending is that of another format than the one asked for."""
+    ending, sink = target.suffix.lower().removeprefix("."), sink.rpartition(":")[2]
+    known = {entry.component.name for entry in registry().entries("frame-sink")}
+    if ending in known and ending != sink:
+        raise ParameterError(
+            f"--out {target.name!r} ends in .{ending} and --sink writes {sink}; name it {target.stem}.{sink}, or leave "
+            "--sink out."
+        )
 
 
 def _seed(seed: int | None, folder: Path | None, resume: bool) -> int:
@@ -180,7 +220,7 @@ def _remarks(model: Model[Any], prompts: list[str]) -> None:
             click.echo(f"Note: {line}", err=True)
 
 
-def _save(clip: Clip, target: Path, sink: str | None) -> Path:
+def _save(clip: Clip, target: Path, sink: str | None, stopped: threading.Event) -> Path:
     """Render, with frames, time left and memory on stderr where that is a terminal."""
     shown: Any = click.progressbar(
         length=clip.timeline.frames,
@@ -194,8 +234,29 @@ def _save(clip: Clip, target: Path, sink: str | None) -> Path:
 
         def count(_: Frame) -> None:
             bar.update(1, 1)
+            _stop(stopped)
 
-        return clip.save(target, sink=sink, on_frame=count)
+        with _terminated(stopped):
+            return clip.save(target, sink=sink, on_frame=count)
+
+
+def _stop(stopped: threading.Event) -> None:
+    """End the render here, if that was asked for: between two evaluations or frames, where nothing is half done."""
+    if stopped.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _terminated(stopped: threading.Event) -> Iterator[None]:
+    """A scope in which SIGTERM says ``stopped``, so that what was rendered is encoded and the file is closed."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _memory() -> str:
@@ -222,7 +283,7 @@ def contact_sheet(clip: str, count: int, columns: int | None, out: str | None) -
     from sdkit.sheet import contact_sheet as drawn
 
     path = Path(clip)
-    sink = frame_sink(path)
+    sink = frame_sink(path.with_suffix(".png") if path.suffix == ".json" else path)  # a sequence by its list
     total = sum(1 for _ in sink.read(path)[0])
     if not total:
         raise FileError(f"{path.name!r} holds no frame.")

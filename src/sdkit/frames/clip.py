@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import tempfile
@@ -42,7 +43,10 @@ __all__ = ["Clip", "ClipManifest", "PingPong", "animate", "frame_sink"]
 
 SCHEMA = 1
 QUEUE = 8
-"""Frames that wait for the encoder at most; rendering waits when there are more."""
+"""Frames that wait for the encoder at most; rendering waits when there are more, and a kill takes them along.
+
+A step's frames come at once and are encoded while the next step is computed: where a step makes one, one may wait.
+"""
 
 
 @frozen
@@ -151,7 +155,7 @@ class Clip:
             InvalidRequest: it cannot work on this timeline.
         """
         act: FrameFilter = registry().make("frame-filter", other) if isinstance(other, str) else other
-        if not callable(act) or isinstance(act, type):
+        if not callable(act) or isinstance(act, type) or not hasattr(act, "timeline"):
             raise ParameterError(f"A clip goes through a filter's name or a filter, not through {other!r}.")
         new, make, old = act.timeline(self.timeline), self._make, self.timeline
         text = _spelled("frame-filter", act)
@@ -180,16 +184,23 @@ class Clip:
         act = (
             frame_sink(path) if sink is None else registry().make("frame-sink", sink) if isinstance(sink, str) else sink
         )
+        if isinstance(act, type) or not hasattr(act, "open"):
+            raise ParameterError(f"A clip is written by a sink's name or a sink, not by {sink!r}.")
         if not path.parent.is_dir():
             raise FileError(f"The folder {str(path.parent)!r} does not exist; make it first.")
+        if path.is_dir():
+            raise FileError(f"{path.name!r} cannot be written: it is a folder.")
+        if hasattr(act, "check"):
+            act.check(self.timeline)
         frames = iter(self)
         with closing(frames):  # type: ignore[type-var]  # a generator, whatever it is declared as
             first = next(frames)
             size = (first.image.shape[1], first.image.shape[0])
             manifest = attrs.evolve(self.manifest, sink=_spelled("frame-sink", act))
             writer = act.open(path, self.timeline, size, manifest.to_json())
+            burst = math.ceil(self.plan.window * self.timeline.frames / self.manifest.frames)
             try:
-                with _Beside(writer) as encoder:
+                with _Beside(writer, min(QUEUE, max(1, burst - 1))) as encoder:
                     for frame in _with_first(first, frames):
                         if (frame.image.shape[1], frame.image.shape[0]) != size:
                             raise ContractError(f"Frame {frame.index} has another size than the first, {size}.")
@@ -210,9 +221,9 @@ def _with_first(first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:
 class _Beside:
     """Writes frames in a thread of its own, a few behind at most; what goes wrong there is raised here."""
 
-    def __init__(self, writer: SinkWriter) -> None:
+    def __init__(self, writer: SinkWriter, room: int) -> None:
         self._writer, self._error = writer, list[BaseException]()
-        self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Frame | None] = queue.Queue(room)
         self._thread = threading.Thread(target=self._run, name="sdkit-encoder", daemon=True)
 
     def _run(self) -> None:
@@ -251,7 +262,7 @@ def frame_sink(path: Path) -> FrameSink:
     """
     ending = path.suffix.lower().removeprefix(".")
     if not ending or not path.stem:
-        raise FileError(f"{path.name!r} has no ending that says what to write; use .mp4, .webm, .gif, .webp or .apng.")
+        raise FileError(f"{path.name!r} has no ending that says what it is: .mp4, .webm, .gif, .webp, .apng or .png.")
     made: FrameSink = registry().make("frame-sink", ending)
     return made
 
@@ -295,12 +306,16 @@ def animate(
     if isinstance(made, type) or not hasattr(made, "step"):
         raise ParameterError(f"Frames are made by a generator or the name of one, not by {generator!r}.")
     request = Request(request) if isinstance(request, str) else request
+    if not isinstance(request, Request):
+        raise ParameterError(f"What to show is text, such as '0: a cat | 24: a dog', or a Request, not {request!r}.")
+    if source is not None and not isinstance(source, Pipeline) and not hasattr(source, "latents"):
+        raise ParameterError(f"A clip is made with sdkit.pipeline(model), not with {source!r:.80}.")
     shown = Timeline(frames, fps, loop)
     # of there and back, one way is rendered
     timeline = Timeline(shown.frames // 2 + 1, shown.fps) if shown.loop is Loop.PINGPONG else shown
     images = None if source is None else image_source(source)
     job = FrameJob(images, request, timeline, PromptTrack(request.prompt, ease), tick)
-    job.prompts.check(timeline)
+    job.prompts.check(shown)
     _check_needs(made, job)
     plan, facts = made.plan(job), {} if images is None else images.facts()
     manifest = ClipManifest(

@@ -283,6 +283,9 @@ class Curve:
     def __repr__(self) -> str:
         return repr(self.text)  # so that a component's spelling holds what its parser reads
 
+    def __reduce__(self) -> tuple[type[Curve], tuple[str]]:
+        return Curve, (self.text,)  # what was read of it are functions, which cannot be pickled
+
     @classmethod
     def keys(cls, values: Mapping[int, float], *, ease: str = "linear") -> Curve:
         """Keyframes with an ease: ``linear``, ``cubic`` (slow at both ends), ``cosine`` or ``step``."""

@@ -157,8 +157,8 @@ class ImageSource(Protocol):
         """
         ...
 
-    def decode(self, latents: Tensor, request: Request, /) -> Iterator[Pixels]:
-        """Pictures of latents, decoded one at a time."""
+    def decode(self, latents: Tensor, request: Request, /, *, first: int = 0) -> Iterator[Pixels]:
+        """Pictures of the latents from number ``first`` on, as they would be with those before."""
         ...
 
     def encode(self, images: Sequence[Pixels], request: Request, /) -> Tensor:
@@ -312,7 +312,10 @@ class SinkWriter(Protocol):
 
 
 class FrameSink(Protocol):
-    """A kind of file that clips are written to; its component's name is the file's ending."""
+    """A kind of file that clips are written to; its component's name is the file's ending.
+
+    A method ``check(timeline)``, where there is one, refuses what the format cannot hold before anything is rendered.
+    """
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> SinkWriter:
         """Begin a file.

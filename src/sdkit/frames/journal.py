@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Journal", "load_state", "save_state"]
+
+AGAIN = "delete 'frames' and 'state' in its folder, and frames are made again of the latents that are kept"
 
 
 def save_state(state: State) -> bytes:
@@ -89,11 +92,11 @@ class Journal:
                 f"{folder.name!r} holds the journal of a render already; resume it, or name another folder."
             )
         if stands.exists():
-            differs = _differences(stands.read_text(encoding="utf-8"), manifest)
+            differs = _differences(stands.read_bytes(), manifest)
             if differs and not force:
                 raise ManifestError(
-                    f"The journal in {folder.name!r} is of another render: {', '.join(differs)} differ(s); ask for the "
-                    "same again, name another folder, or force it."
+                    f"The journal in {folder.name!r} is of another render: {differs}; ask for the same again, name "
+                    "another folder, or force it."
                 )
         try:
             for name in ("latents", "frames", "state"):
@@ -107,8 +110,10 @@ class Journal:
         """See `sdkit.frames.frame.Keeper`."""
         path = self.folder / "latents" / f"{index:07d}.safetensors"
         if path.exists():
-            found: Tensor = load_state(path.read_bytes())["latents"]
-            return found
+            # those that cannot be read are made again: they come out the same
+            with suppress(FileError, KeyError):
+                found: Tensor = load_state(path.read_bytes())["latents"]
+                return found
         made = make()
         data = save_state({"latents": made.cpu()})
         write_whole(path, lambda file: file.write(data))
@@ -122,21 +127,22 @@ class Journal:
         write_whole(path, lambda file: Image.fromarray(frame.image).save(file, "PNG", compress_level=1))
         line = {"index": frame.index, "sha256": _digest(frame.image), "info": asdict(frame.info)}
         with open(self.folder / "frames.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" + json.dumps(line))  # begins a line whatever a crash left of the one before
 
     def checkpoint(self, index: int, state: State) -> None:
         """All the generator knows before frame ``index``; the checkpoint before this one goes."""
         data = save_state(state)
         write_whole(self.folder / "state" / f"{index:07d}.safetensors", lambda file: file.write(data))
         for old in sorted((self.folder / "state").glob("*.safetensors"))[:-2]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """Where to go on: the number of the next frame and the generator's state; None if nothing was done yet."""
         known = self._lines()
         for path in sorted((self.folder / "state").glob("*.safetensors"), reverse=True):
-            if all(index in known for index in range(int(path.stem))):
-                return int(path.stem), load_state(path.read_bytes())
+            if path.stem.isdecimal() and all(index in known for index in range(int(path.stem))):
+                with suppress(FileError):  # the one before it is as good, and the frames since come out the same
+                    return int(path.stem), load_state(path.read_bytes())
         return None
 
     def frames(self, count: int) -> Iterator[Frame]:
@@ -155,19 +161,21 @@ class Journal:
                 with Image.open(path) as opened:
                     image = np.array(opened.convert("RGB"))
             except (OSError, ValueError, SyntaxError) as error:
-                raise FileError(f"Frame {index} of the journal cannot be read: {error}.") from error
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise FileError(f"Frame {index} of the journal cannot be read: {reason}; {AGAIN}.") from error
             if _digest(image) != lines[index]["sha256"]:
                 raise FileError(
-                    f"Frame {index} of the journal was changed: its pixels are not those that were written."
+                    f"Frame {index} of the journal was changed: its pixels are not those that were written; {AGAIN}."
                 )
             yield Frame.of(index, self.timeline, image, _info(lines[index]["info"]))
 
     def _lines(self) -> dict[int, dict[str, Any]]:
         path, found = self.folder / "frames.jsonl", {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
                 entry = json.loads(line)
-                found[int(entry["index"])] = entry
+                _info(entry["info"])
+                found[int(entry["index"])] = {"sha256": str(entry["sha256"]), "info": entry["info"]}
             except (ValueError, KeyError, TypeError):
                 continue  # cut off by a crash: that frame is made again
         return found
@@ -178,10 +186,18 @@ def _info(data: Mapping[str, Any]) -> FrameInfo:
     return FrameInfo(origin=data["origin"], values=dict(data["values"]), **mixes)
 
 
-def _differences(old: str, new: str) -> list[str]:
-    """Names of what differs between two manifests, but for filters and sinks, which act on finished frames."""
+def _differences(old: bytes, new: str) -> str:
+    """What differs between two manifests, but for filters and sinks, which act on finished frames; "" if nothing."""
     try:
-        one, two = json.loads(old), json.loads(new)
-        return [key for key in sorted({*one, *two} - {"filters", "sink"}) if one.get(key) != two.get(key)]
+        one, two = (_flat(json.loads(text)) for text in (old, new))
     except (ValueError, AttributeError, TypeError):
-        return ["everything: its manifest cannot be read"]
+        return "its manifest cannot be read"
+    differs = [key for key in sorted({*one, *two} - {"filters", "sink"}) if one.get(key) != two.get(key)]
+    return f"{', '.join(differs)} differ(s)" if differs else ""
+
+
+def _flat(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the request's fields and the versions as entries of their own, so that they can be named."""
+    inner = {key: manifest.get(key) or {} for key in ("request", "versions")}
+    named = {f"{key}.{name}": value for key, fields in inner.items() for name, value in fields.items()}
+    return {**{key: value for key, value in manifest.items() if key not in inner}, **named}

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["PipelineSource", "image_source", "lerp", "slerp"]
 
 BLENDS = ("lerp", "slerp")
+AT_ONCE, MOST = 2**15, 8
+"""Pixels, and pictures, decoded together: small pictures one by one leave a processor waiting, large ones together
+take memory and no less time. Groups begin at the first of the latents, wherever decoding begins, so that a clip that is
+resumed keeps its bits."""
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor, *, axes: int = 1) -> Tensor:
@@ -257,12 +261,14 @@ class PipelineSource:
         )
         return pipe(asked).latents
 
-    def decode(self, latents: Tensor, request: Request, /) -> Iterator[NDArray[np.uint8]]:
-        """See `ImageSource.decode`."""
-        for row in latents:
+    def decode(self, latents: Tensor, request: Request, /, *, first: int = 0) -> Iterator[NDArray[np.uint8]]:
+        """See `ImageSource.decode`: as many together as have `AT_ONCE` pixels, at most `MOST`."""
+        width, height = self.size(request)
+        count = min(MOST, max(1, AT_ONCE // (width * height)))
+        for at in range(first - first % count, len(latents), count):
             with self._parts(request) as parts, torch.no_grad():
-                made = parts.decoder(row[None])
-            yield _pixels(made)
+                made = parts.decoder(latents[at : at + count])
+            yield from (_pixels(one) for one in made[max(0, first - at) :])
 
     def encode(self, images: Sequence[NDArray[np.uint8]], request: Request, /) -> Tensor:
         """See `ImageSource.encode`."""
@@ -298,10 +304,10 @@ def _blank(size: tuple[int, int]) -> Picture:
 def _pixels(made: Any) -> NDArray[np.uint8]:
     """What a decoder gave for one latent, as an array."""
     if not isinstance(made, Tensor):
-        return np.asarray(made[0].convert("RGB"), dtype=np.uint8)
+        return np.asarray(made.convert("RGB"), dtype=np.uint8)
     if not bool(torch.isfinite(made).all()):
         raise NonFiniteError("NaN or infinity came out of the decoder; try float32.")
-    array = (made[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    array = (made.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(np.broadcast_to(array[..., :3], (*array.shape[:2], 3)))
 
 

@@ -37,7 +37,8 @@ def _fps(value: object) -> Fraction:
             f"Frames per second are a number or a fraction such as '24000/1001', not {value!r}."
         ) from None
     if not 0 < rate <= MOST_FPS:
-        raise InvalidRequest(f"Frames per second lie above 0 and up to {MOST_FPS}, not at {value!r}.")
+        given = str(value) if isinstance(value, Fraction) else repr(value)
+        raise InvalidRequest(f"Frames per second lie above 0 and up to {MOST_FPS}, not at {given}.")
     return rate
 
 

@@ -25,6 +25,8 @@ Mix: TypeAlias = tuple[tuple[T, float], ...]
 """One or two values with their weights, which add up to 1."""
 
 _KEY = re.compile(r"(?:^|\|)\s*(\d{1,7})\s*:")
+_NO_KEY = re.compile(r"\|\s*([-+]\s*\d[\d.]*|\d*\.\d+|\d+\.|\d{8,}|(?:max_f|t)\b[^:|]*)\s*:")
+"""What people write where a frame belongs, and what would else be read as words of the prompt before it."""
 
 
 def between_keys(keys: tuple[tuple[int, T], ...], i: float, timeline: Timeline, ease: str) -> Mix[T]:
@@ -59,15 +61,23 @@ def _prompts(value: Any) -> tuple[tuple[int, str], ...]:
     for frame, text in value.items():
         if not str(frame).strip().isdigit() or not isinstance(text, str):
             raise InvalidRequest(f"In a prompt track, {frame!r}: {text!r} is no frame, from 0, with its text.")
+        if int(frame) in found:
+            raise _twice(int(frame))
         found[int(frame)] = text.strip()
     return tuple(sorted(found.items()))
+
+
+def _twice(frame: object) -> InvalidRequest:
+    return InvalidRequest(f"The prompt track has frame {frame} twice; give each prompt a frame of its own.")
 
 
 def _read(text: str) -> dict[Any, Any]:
     if text.lstrip().startswith("{"):
         try:
             data = json.loads(text)
-        except ValueError:
+        except ValueError as error:
+            if re.match(r'\s*\{\s*"\s*\d+\s*"\s*:', text):  # no other prompt begins so
+                raise InvalidRequest(f"The prompt track begins as JSON and cannot be read as such: {error}.") from None
             data = None
         if isinstance(data, dict):
             return data
@@ -78,7 +88,10 @@ def _read(text: str) -> dict[Any, Any]:
     frames = [int(key[1]) for key in keys]
     twice = [frame for frame in frames if frames.count(frame) > 1]
     if twice:
-        raise InvalidRequest(f"The prompt track has frame {twice[0]} twice; give each prompt a frame of its own.")
+        raise _twice(twice[0])
+    wrong = _NO_KEY.search(text)
+    if wrong is not None:
+        raise InvalidRequest(f"In the prompt track, {wrong[1].strip()!r} is no frame; frames are whole numbers from 0.")
     return {frame: text[key.end() : end] for frame, key, end in zip(frames, keys, ends, strict=True)}
 
 
@@ -104,11 +117,12 @@ class PromptTrack:
 
     def check(self, timeline: Timeline) -> None:
         """Raises `InvalidRequest` if a key lies behind the last frame (in a closed loop, frame n is frame 0)."""
-        late = [frame for frame, _ in self.keys if frame >= timeline.frames]
+        back = timeline.loop is Loop.PINGPONG
+        last = timeline.frames // 2 if back else timeline.frames - 1
+        late = [frame for frame, _ in self.keys if frame > last]
         if late:
-            raise InvalidRequest(
-                f"The prompt track has a key at frame {late[0]}, and the clip's frames are 0 to {timeline.frames - 1}."
-            )
+            whose = "frames before the clip goes back" if back else "clip's frames"
+            raise InvalidRequest(f"The prompt track has a key at frame {late[0]}, and the {whose} are 0 to {last}.")
 
     def at(self, i: float, timeline: Timeline) -> Mix[str]:
         """One or two prompts with their weights."""

@@ -10,6 +10,7 @@ Methods are made per class: hypothesis refuses one ``@given`` function shared by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from sdkit.testing.rules import Rule, Skip, apply, catalogue
@@ -46,6 +47,10 @@ class _Conformance:
         for entry in rules.values():
             setattr(cls, f"test_{entry.id.lower()}_{entry.name}", _method(entry, cls.xfail.get(entry.name)))
 
+    def around(self) -> AbstractContextManager[object]:
+        """What each rule is tried in."""
+        return nullcontext()
+
 
 def _method(entry: Rule, reason: str | None) -> Callable[[Any], None]:
     def test(self: Any) -> None:
@@ -53,7 +58,8 @@ def _method(entry: Rule, reason: str | None) -> Callable[[Any], None]:
 
         part = getattr(type(self), entry.subject)
         try:
-            apply(entry, part, examples=self.examples)
+            with self.around():
+                apply(entry, part, examples=self.examples)
         except Skip as skip:
             pytest.skip(str(skip))
 

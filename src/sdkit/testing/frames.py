@@ -14,11 +14,12 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ __all__ = [
     "check_frames_side_effects",
     "check_frames_window",
     "fake_pipeline",
+    "tried_on",
 ]
 
 FRAMES = 10
@@ -111,6 +113,27 @@ def fake_pipeline() -> Pipeline[str, Any, Any]:
     schedule, autoencoder = scaled_linear(), _FakeAutoencoder()
     spec = ModelSpec("fake", "fake", autoencoder.latent, steps=3, scheduler="euler", spacing="uniform")
     return pipeline(Model(spec, _fake_encoder, _FakeDenoiser(schedule), autoencoder, schedule))
+
+
+_ON: ContextVar[Pipeline[str, Any, Any] | None] = ContextVar("sdkit_testing_on", default=None)
+
+
+@contextmanager
+def tried_on(pipe: Pipeline[str, Any, Any]) -> Iterator[None]:
+    """Within this, rules for frames are tried on a pipeline of yours instead of `fake_pipeline`.
+
+    For generators that need a network of a certain kind. Every rule makes some clips of ten frames: make it small, of
+    few steps, and deterministic.
+    """
+    token = _ON.set(pipe)
+    try:
+        yield
+    finally:
+        _ON.reset(token)
+
+
+def _source() -> ImageSource:
+    return image_source(_ON.get() or fake_pipeline())
 
 
 class _Counted:
@@ -162,7 +185,7 @@ def _clip(
     modifiers: tuple[Any, ...] = (),
 ) -> Clip:
     request = Request(TRACK, seeds=(7,), modifiers=modifiers, image=_still(generator))
-    return animate(generator, source or image_source(fake_pipeline()), request, frames=frames, loop=loop, tick=tick)
+    return animate(generator, source or _source(), request, frames=frames, loop=loop, tick=tick)
 
 
 def _pixels(frames: Iterator[Frame]) -> list[bytes]:
@@ -193,7 +216,7 @@ def check_frames_number(frames: FrameGenerator) -> None:
 )
 def check_frames_laziness(frames: FrameGenerator) -> str:
     """F2."""
-    source = _Counted(image_source(fake_pipeline()))
+    source = _Counted(_source())
     clip = _clip(frames, source, frames=40)
     for k in (1, 3, 7):
         source.pictures = 0
@@ -252,7 +275,7 @@ def _still(generator: FrameGenerator) -> Image.Image | None:
 
 def _job(frames: FrameGenerator) -> FrameJob:
     request = Request(TRACK, seeds=(7,), image=_still(frames))
-    return FrameJob(image_source(fake_pipeline()), request, Timeline(FRAMES), PromptTrack(TRACK))
+    return FrameJob(_source(), request, Timeline(FRAMES), PromptTrack(TRACK))
 
 
 def _saved(state: Any) -> bytes:
@@ -388,7 +411,7 @@ def check_frames_capabilities(frames: FrameGenerator) -> str:
     """F10."""
     needs = frames.needs(_job(frames))
     for capability in sorted(needs, key=lambda each: each.value):
-        source = _Counted(image_source(fake_pipeline()))
+        source = _Counted(_source())
         source.capabilities = frozenset(Capability) - {capability}
         try:
             _clip(frames, source)
@@ -396,7 +419,7 @@ def check_frames_capabilities(frames: FrameGenerator) -> str:
             _demand(source.pictures == 0, "pictures were made before it was refused.")
         else:
             raise NonConformance(f"a source without {capability.value} is accepted.")
-    source = _Counted(image_source(fake_pipeline()))
+    source = _Counted(_source())
     source.capabilities = needs
     try:
         list(_clip(frames, source))
@@ -413,7 +436,7 @@ def check_frames_capabilities(frames: FrameGenerator) -> str:
 )
 def check_frames_plan(frames: FrameGenerator) -> str:
     """F11."""
-    source = _Counted(image_source(fake_pipeline()))
+    source = _Counted(_source())
     clip = _clip(frames, source)
     _demand(source.pictures == 0, f"planning made {source.pictures} pictures.")
     again = _clip(frames, source)
@@ -657,9 +680,17 @@ def check_frame_sink_overwriting(frame_sink: FrameSink) -> None:
 
 
 class FrameConformance(_Conformance):
-    """Every rule for generators of frames; a subclass sets ``frames``."""
+    """Every rule for generators of frames; a subclass sets ``frames``.
+
+    And ``pipeline``, where `fake_pipeline` is no use to the generator; see `tried_on`.
+    """
 
     subject = "frames"
+    pipeline: ClassVar[Pipeline[str, Any, Any] | None] = None
+
+    def around(self) -> AbstractContextManager[object]:
+        """On the pipeline, if there is one."""
+        return nullcontext() if self.pipeline is None else tried_on(self.pipeline)
 
 
 class FrameFilterConformance(_Conformance):

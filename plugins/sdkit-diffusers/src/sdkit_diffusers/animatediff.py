@@ -137,7 +137,7 @@ class AnimateDiff:
         """What the clip takes. The motion module's headers are read and held against the model.
 
         ``window`` is the whole clip: all its frames are in the making at the same time. ``peak_bytes`` are its latents
-        and one decoded frame, without what the networks need.
+        and the frames that are decoded together, without what the networks need.
 
         Raises:
             FileError: the motion module cannot be read.
@@ -168,19 +168,19 @@ class AnimateDiff:
             evaluations = self._evaluations(plan, job)
         width, height = job.images.size(job.request)
         one = 4 * (math.prod(plan.latent_shape[1:]) if pipe is not None else width * height // 16)
-        return FramePlan(n, evaluations, COPIES * n * one + width * height * 3 * 5)
+        return FramePlan(n, evaluations, COPIES * n * one + max(width * height, 2**15) * 3 * 5)
 
     def init(self, job: FrameJob, /) -> dict[str, object]:
         """Nothing: the clip is one step."""
         return {}
 
     def step(self, job: FrameJob, index: int, state: object, /) -> Burst:
-        """The whole clip, its frames decoded one at a time."""
+        """The whole clip, its frames decoded as they are asked for."""
         numbers = range(index, job.timeline.frames)
         shots = [self._shot(job, i) for i in range(job.timeline.frames)]
         request = self._request(job)
         latents = job.latents(0, lambda: job.images.latents(request, shots, blend=self.blend))
-        pictures = zip(numbers, job.images.decode(latents[index:], job.request), strict=True)
+        pictures = zip(numbers, job.images.decode(latents, job.request, first=index), strict=True)
         frames = (
             Frame.of(i, job.timeline, image, FrameInfo(seeds=shots[i].seeds, prompts=shots[i].prompts))
             for i, image in pictures

@@ -17,7 +17,7 @@ from attrs import frozen
 from PIL import Image
 
 from sdkit import Frame, Loop, Timeline
-from sdkit_frames.partial import FileWriter, checked
+from sdkit_frames.partial import FileWriter, check_step, checked
 from sdkit_frames.reading import animation
 
 __all__ = ["Apng"]
@@ -39,10 +39,15 @@ class Apng:
     forever: bool = True
 
     def __attrs_post_init__(self) -> None:
-        checked(self.compression, 0, 9, "The compression of a PNG")
+        checked(self.compression, 0, 9, "The compression of a PNG", whole=True)
+
+    def check(self, timeline: Timeline, /) -> None:
+        """Refuse rates that an APNG cannot have."""
+        check_step(timeline, Fraction(0xFFFF), "An APNG")
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> ApngWriter:
         """Begin a file."""
+        self.check(timeline)
         return ApngWriter(self, path, timeline, size, manifest)
 
     def read(self, path: Path, /, start: Fraction = Fraction(0)) -> tuple[Iterator[Frame], str]:
@@ -76,7 +81,9 @@ class ApngWriter(FileWriter):
         head += _chunk(b"acTL", struct.pack(">II", timeline.frames, self._plays))
         super().__init__(path, head + _chunk(b"iTXt", b"sdkit\x00\x00\x00\x00\x00" + manifest.encode()))
         self._kind, self._size, self._number = kind, size, 0
-        self._delay = timeline.step.limit_denominator(0xFFFF)
+        # the nearest fraction of which both numbers have 16 bits
+        short = timeline.step <= 1
+        self._delay = timeline.step.limit_denominator(0xFFFF) if short else 1 / timeline.fps.limit_denominator(0xFFFF)
 
     def _add(self, frame: Frame, /) -> None:
         delay = (self._delay.numerator, self._delay.denominator)

@@ -167,11 +167,16 @@ class Feedback:
         Raises:
             ParameterError: a curve leaves its range; says where.
         """
-        width, height = job.images.size(job.request)
-        for i in range(job.timeline.frames + 1):
+        width, height = job.images.size(_sized(job).request)
+        closed = job.timeline.loop is Loop.CLOSED
+        for i in range(job.timeline.frames + closed):  # a closed loop also moves from its last frame to its first
             values = self._values(job, i)
             self._motion((width, height), values)
+            if i == job.timeline.frames:
+                break
             self._seed(job, i, i)
+            if self.guidance is not None:
+                self.guidance.at(i, job.timeline, seed=job.seed)
             if not 0 <= values["strength"] <= 1:
                 raise ParameterError(f"Strength is between 0 and 1, not {values['strength']:g} as at frame {i}.")
             if values["noise"] < 0:
@@ -184,6 +189,7 @@ class Feedback:
 
     def step(self, job: FrameJob, index: int, state: Mapping[str, Any], /) -> Burst:
         """The first frame; later, the next painted frame and those between."""
+        job = _sized(job)
         if index == 0:
             first = first_picture(job)
             kept = torch.from_numpy(first)
@@ -285,6 +291,12 @@ class Feedback:
         if not 0 <= value < MOST:
             raise ParameterError(f"The seed schedule gives {value} at frame {i}; seeds are 0 to 2^64 - 1.")
         return value
+
+
+def _sized(job: FrameJob) -> FrameJob:
+    """The job with the size of its image, where it has one: what is painted over it has the same."""
+    still = job.request.image
+    return job if still is None else attrs.evolve(job, request=attrs.evolve(job.request, size=still.size))
 
 
 def _sharpened(image: Tensor, amount: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sdkit import Frame, FrameInfo, InvalidRequest, Loop, ParameterError, Timeline
+from sdkit import FileError, Frame, FrameInfo, InvalidRequest, Loop, ParameterError, Timeline
 from sdkit_frames.color import check_space, match, to_space
 from sdkit_frames.partial import checked
 
@@ -20,9 +21,7 @@ __all__ = ["Blend", "Caption", "ColorMatch", "Deflicker", "Resize", "Retime", "c
 
 def check_times(times: int) -> None:
     """Raises `ParameterError` unless a clip can have so many times as many frames."""
-    checked(times, 2, 16, "How many times as many frames")
-    if not isinstance(times, int):
-        raise ParameterError(f"How many times as many frames is a whole number, not {times!r}.")
+    checked(times, 2, 16, "How many times as many frames", whole=True)
 
 
 def mixed(one: NDArray[np.uint8], two: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
@@ -124,7 +123,10 @@ class Retime:
                 f"{timeline.frames} frames at {timeline.fps} fps are {float(exact):.2f} at {fps}: no whole number; "
                 f"render a number of frames that gives {max(1, low)} or {low + 1}, or state a speed."
             )
-        return evolve(timeline, frames=count, fps=fps)
+        loop = timeline.loop
+        if loop is Loop.PINGPONG and (count % 2 or count < 4):
+            loop = Loop.CLOSED  # its frames are no longer the same there and back, but it goes on as before
+        return evolve(timeline, frames=count, fps=fps, loop=loop)
 
     def __call__(self, frames: Iterator[Frame], timeline: Timeline, /) -> Iterator[Frame]:
         """The frames at the new times."""
@@ -208,7 +210,7 @@ class Resize:
             raise ParameterError("Resizing needs a width or a height: resize(width=512).")
         for side in (self.width, self.height):
             if side is not None:
-                checked(side, 1, 2**15, "A side in pixels")
+                checked(side, 1, 2**15, "A side in pixels", whole=True)
 
     def timeline(self, timeline: Timeline, /) -> Timeline:
         """As it is."""
@@ -236,18 +238,28 @@ class Caption:
             filled in.
         size: Height of the letters in pixels.
         color: Any name or number that Pillow knows.
+        font: A file of a font (.ttf, .otf), for letters beyond Latin ones, which the font inside Pillow does not have;
+            None takes that one.
+
+    Raises:
+        ParameterError: a value is out of range.
+        FileError: the font cannot be read.
     """
 
     text: str = "{prompt}"
     size: int = 12
     color: str = "white"
+    font: str | None = None
     window: int = field(default=1, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._font()
+        if not isinstance(self.text, str):
+            raise ParameterError(f"A caption is text, not {self.text!r}.")
         checked(self.size, 4, 500, "The height of letters")
         try:
             Image.new("RGB", (1, 1), self.color)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ParameterError(f"There is no color {self.color!r}.") from error
 
     def timeline(self, timeline: Timeline, /) -> Timeline:
@@ -261,17 +273,28 @@ class Caption:
     def _drawn(self, frame: Frame) -> NDArray[np.uint8]:
         image = Image.fromarray(frame.image.copy())
         draw = ImageDraw.Draw(image)
-        place = (image.width / 2, image.height - self.size * 0.4)
+        line, middle = self._line(frame), image.width / 2
+        # one line stands on its baseline; several are measured as a block, whose last line must not fall off
+        several = "\n" in line
         draw.text(
-            place,
-            self._line(frame),
+            (middle, image.height - self.size * (0.15 if several else 0.4)),
+            line,
             self.color,
-            ImageFont.load_default(self.size),
-            "ms",
+            self._font(),
+            "md" if several else "ms",
+            align="center",
             stroke_width=1,
             stroke_fill="black",
         )
         return np.array(image)
+
+    def _font(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        if self.font is None:
+            return ImageFont.load_default(self.size)
+        try:
+            return ImageFont.truetype(self.font, self.size)
+        except (OSError, ValueError) as error:
+            raise FileError(f"{Path(self.font).name!r} cannot be read as a font: {error}.") from error
 
     def _line(self, frame: Frame) -> str:
         def most(mix: tuple[tuple[object, float], ...]) -> str:

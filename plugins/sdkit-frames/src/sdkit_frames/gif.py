@@ -16,7 +16,7 @@ from attrs import frozen
 from PIL import GifImagePlugin, Image
 
 from sdkit import Frame, Loop, ParameterError, Timeline
-from sdkit_frames.partial import FileWriter, Ticks, checked
+from sdkit_frames.partial import FileWriter, Ticks, check_step, checked
 from sdkit_frames.reading import animation
 
 __all__ = ["Gif"]
@@ -41,15 +41,22 @@ class Gif:
     forever: bool = True
 
     def __attrs_post_init__(self) -> None:
-        checked(self.colors, 2, 256, "The number of colours of a GIF's palette")
+        checked(self.colors, 2, 256, "The number of colours of a GIF's palette", whole=True)
 
-    def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> GifWriter:
-        """Begin a file."""
+    def check(self, timeline: Timeline, /) -> None:
+        """Refuse rates that a GIF cannot have."""
+        check_step(timeline, Fraction(0xFFFF, 100), "A GIF")
         if timeline.fps > FASTEST:
             raise ParameterError(
                 f"A GIF shows at most {FASTEST} frames per second, not {timeline.fps}: put '| retime(fps={FASTEST})' "
                 "before it."
             )
+
+    def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> GifWriter:
+        """Begin a file."""
+        self.check(timeline)
+        if max(size) > 0xFFFF:
+            raise ParameterError(f"A GIF has sides of at most {0xFFFF} pixels, not {size[0]}x{size[1]}.")
         return GifWriter(self, path, timeline, size, manifest)
 
     def read(self, path: Path, /, start: Fraction = Fraction(0)) -> tuple[Iterator[Frame], str]:

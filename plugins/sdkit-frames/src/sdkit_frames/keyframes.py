@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,10 @@ __all__ = ["Keyframes"]
 def _images(value: Any) -> tuple[tuple[int, str], ...]:
     items = value.items() if isinstance(value, Mapping) else value
     try:
-        found = tuple(sorted((int(frame), str(path)) for frame, path in items))
+        pairs = [(frame, path) for frame, path in items]
+        if any(isinstance(frame, (bool, float)) for frame, _ in pairs):
+            raise ValueError
+        found = tuple(sorted((int(frame), str(path)) for frame, path in pairs))
     except (TypeError, ValueError):
         raise ParameterError(f"The images are {{frame: file name}}, not {value!r}.") from None
     if len(found) < 2 or found[0][0] < 0 or len({frame for frame, _ in found}) < len(found):
@@ -83,6 +87,8 @@ class Keyframes:
             FileError: a picture cannot be read.
             InvalidRequest: a key lies behind the end.
         """
+        if job.request.image is not None:
+            raise InvalidRequest("Keyframes has its pictures in images={frame: file}; leave the request's image out.")
         late = [frame for frame, _ in self.images if frame >= job.timeline.frames]
         if late:
             raise InvalidRequest(
@@ -95,7 +101,11 @@ class Keyframes:
         between_keys(self.images, 0, job.timeline, self.ease)
         size = job.images.size(job.request)
         for frame, path in self.images:
-            self._picture(Keyframe(frame, path), size)
+            try:
+                self._picture(Keyframe(frame, path), size)
+            except InvalidRequest as error:
+                error.add_note(f"in the picture at frame {frame}, {Path(path).name!r}")
+                raise
         return FramePlan(1, None, 3 * size[0] * size[1] * 3)
 
     def init(self, job: FrameJob, /) -> dict[str, object]:

@@ -10,9 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-from sdkit import FileError, Frame, ParameterError
+from sdkit import FileError, Frame, ParameterError, Timeline
 
-__all__ = ["FileWriter", "Ticks", "checked", "partial_name", "take_name", "unwritable"]
+__all__ = ["FileWriter", "Ticks", "check_step", "checked", "partial_name", "take_name", "unwritable"]
 
 
 def partial_name(path: Path) -> Path:
@@ -26,6 +26,8 @@ def unwritable(path: Path, *more: type[Exception]) -> Iterator[None]:
     kinds: tuple[type[Exception], ...] = (OSError, *more)
     try:
         yield
+    except FileError:  # says already which file and why
+        raise
     except kinds as error:
         raise FileError(f"{path.name!r} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -97,10 +99,21 @@ class FileWriter(ABC):
                 self._close()
 
 
-def checked(value: float, low: float, high: float, what: str) -> None:
-    """Raises `ParameterError` unless ``low <= value <= high``."""
+def checked(value: float, low: float, high: float, what: str, *, whole: bool = False) -> None:
+    """Raises `ParameterError` unless ``low <= value <= high``, and of the type int where it is to be ``whole``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ParameterError(f"{what} lies between {low:g} and {high:g}, not at {value!r}.")
+    if whole and not isinstance(value, int):
+        raise ParameterError(f"{what} is a whole number, not {value!r}.")
+
+
+def check_step(timeline: Timeline, most: Fraction, what: str) -> None:
+    """Raises `ParameterError` where a frame would be shown for longer than a format can say, in seconds."""
+    if timeline.step > most:
+        raise ParameterError(
+            f"{what} shows a frame for at most {float(most):g} s, not for {float(timeline.step):g} s as at "
+            f"{float(timeline.fps):g} frames per second."
+        )
 
 
 class Ticks:

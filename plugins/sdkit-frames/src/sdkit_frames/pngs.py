@@ -38,7 +38,7 @@ class Pngs:
     compression: int = 6
 
     def __attrs_post_init__(self) -> None:
-        checked(self.compression, 0, 9, "The compression of a PNG")
+        checked(self.compression, 0, 9, "The compression of a PNG", whole=True)
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> PngsWriter:
         """Begin a sequence; the size may be any."""
@@ -50,7 +50,10 @@ class Pngs:
             facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             timeline, manifest = Timeline(facts["frames"], facts["fps"], facts["loop"]), str(facts["manifest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{path.with_suffix('.json').name!r} is no list of a sequence of PNGs: {error}.") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise FileError(
+                f"{path.with_suffix('.json').name!r}, which should list a sequence of PNGs, cannot be read: {reason}."
+            ) from error
         return _frames(path, timeline, start), manifest
 
 
@@ -61,7 +64,8 @@ def _frames(path: Path, timeline: Timeline, start: Fraction) -> Iterator[Frame]:
             with Image.open(_name(path, index)) as image:
                 pixels = np.array(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
-            raise FileError(f"{_name(path, index).name!r} cannot be read: {error}.") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise FileError(f"{_name(path, index).name!r} cannot be read: {reason}.") from error
         yield Frame(shown, timeline.pts(index), timeline.step, pixels)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from attrs import field, frozen
@@ -58,6 +58,10 @@ def repainted(
     )
 
 
+def _name(video: object) -> object:
+    return str(video) if isinstance(video, PurePath) else video
+
+
 @frozen
 class Restyle:
     """Video to video.
@@ -73,13 +77,15 @@ class Restyle:
         ParameterError: a value is out of range.
     """
 
-    video: str
+    video: str = field(converter=_name)
     denoise: Curve = field(default=Curve(0.5), converter=Curve)
     seeds: str = "fixed"
     batch: int = 4
     hold: str = "error"
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.video, str) or not Path(self.video).suffix:
+            raise ParameterError(f"The video is the name of a file with its ending, as 'in.mp4', not {self.video!r}.")
         for name, value, known in (
             ("seeds", self.seeds, ("fixed", "iter")),
             ("hold", self.hold, ("error", "last", "repeat")),
@@ -101,6 +107,8 @@ class Restyle:
             FileError: the video cannot be read.
             InvalidRequest: it is shorter than the clip, and ``hold`` does not say what comes then.
         """
+        if job.request.image is not None:
+            raise InvalidRequest("Restyle paints over its video, not over an image; leave the request's image out.")
         for i in range(job.timeline.frames):
             value = self.denoise.at(i, job.timeline, seed=job.seed)
             if not 0 <= value <= 1:

@@ -19,12 +19,27 @@ import numpy as np
 from attrs import frozen
 
 from sdkit import FileError, Frame, ParameterError, Timeline
-from sdkit_frames.partial import checked, partial_name, take_name, unwritable
+from sdkit_frames.partial import check_step, checked, partial_name, take_name, unwritable
 from sdkit_frames.sound import Sound, Track
 
 __all__ = ["Mp4", "Webm"]
 
 ODD = ("pad", "crop", "error")
+PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)
+FINEST = 1_000_000
+"""FFmpeg has 32 bits for either number of a rate; rates of more digits become the nearest fraction to a millionth."""
+SLOWEST = Fraction(3600)  # seconds a frame is shown
+MOST = 16384  # the largest side of both encoders
 # with sound, the head waits for the first packets: it says by how much the encoder's sound begins too early
 MOVFLAGS = "frag_keyframe+frag_every_frame+empty_moov+default_base_moof+delay_moov"
 BT709, LIMITED = 1, 1  # the numbers of ITU-T H.273, and FFmpeg's of the range 16 to 235
@@ -68,11 +83,18 @@ class Mp4:
 
     def __attrs_post_init__(self) -> None:
         checked(self.crf, 0, 51, "The constant rate factor")
+        if self.preset not in PRESETS:
+            raise ParameterError(f"A preset of x264 is one of {', '.join(PRESETS)}, not {self.preset!r}.")
         _check_odd(self.odd)
         _sound(self)
 
+    def check(self, timeline: Timeline, /) -> None:
+        """Refuse rates that a video cannot have."""
+        check_step(timeline, SLOWEST, "An MP4")
+
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> VideoWriter:
         """Begin a file."""
+        self.check(timeline)
         # zerolatency: no look-ahead and no frames out of order, so that a fragment per frame is possible
         codec = {"crf": str(self.crf), "preset": self.preset, "tune": "zerolatency"}
         flags = {"movflags": MOVFLAGS, "min_frag_duration": "1", "flush_packets": "1"}
@@ -101,7 +123,7 @@ class Webm:
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".webm",)
-    crf: float = 24
+    crf: int = 24
     speed: int = 4
     odd: str = "pad"
     audio: str | None = None
@@ -109,13 +131,18 @@ class Webm:
     audio_repeat: bool = False
 
     def __attrs_post_init__(self) -> None:
-        checked(self.crf, 0, 63, "The constant quality")
-        checked(self.speed, 0, 8, "The speed")
+        checked(self.crf, 0, 63, "The constant quality", whole=True)
+        checked(self.speed, 0, 8, "The speed", whole=True)
         _check_odd(self.odd)
         _sound(self)
 
+    def check(self, timeline: Timeline, /) -> None:
+        """Refuse rates that a video cannot have."""
+        check_step(timeline, SLOWEST, "A WebM")
+
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> VideoWriter:
         """Begin a file."""
+        self.check(timeline)
         codec = {"crf": str(self.crf), "b": "0", "deadline": "good", "cpu-used": str(self.speed), "lag-in-frames": "0"}
         # a cluster per frame: libavformat keeps one in memory until it is full, and a crash would take it along
         flags = {"cluster_time_limit": "0", "flush_packets": "1"}
@@ -144,17 +171,20 @@ class VideoWriter:
         self._path, self._part, self._fast = path, partial_name(path), form == "mp4"
         self._manifest, self._count, self._open = manifest, 0, True
         self._size, sound = _even(size, kind.odd), _sound(kind)
+        if max(size) > MOST:
+            raise ParameterError(f"A video has sides of at most {MOST} pixels, not {size[0]}x{size[1]}.")
+        rate = timeline.fps.limit_denominator(FINEST)
         with unwritable(path, ValueError):
             self._container: Any = av.open(str(self._part), "w", format=form, options=flags)
             self._container.metadata["comment"] = manifest
-            stream: Any = self._container.add_stream(codecs[0], rate=timeline.fps, options=options)
+            stream: Any = self._container.add_stream(codecs[0], rate=rate, options=options)
         stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = timeline.step
+        stream.time_base = stream.codec_context.time_base = 1 / rate
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
-        self._stream, self._step = stream, timeline.step
+        self._stream, self._step = stream, 1 / rate
         self._track = None if sound is None else Track(self._container, codecs[1], sound, timeline.duration)
 
     def write(self, frame: Frame, /) -> None:
@@ -165,7 +195,7 @@ class VideoWriter:
         self._count += 1
         if self._track is not None:
             self._mux(self._track.until(self._count * self._step))
-        self._mux(self._stream.encode(picture))
+        self._mux(self._encoded(picture))
 
     def finish(self) -> Path:
         """Complete the file and give it its name."""
@@ -188,8 +218,12 @@ class VideoWriter:
         if not self._count:
             self._part.unlink(missing_ok=True)
 
+    def _encoded(self, picture: Any) -> Iterator[Any]:
+        """What the encoder gives; where it refuses, `_mux` says so of the file."""
+        yield from self._stream.encode(picture)
+
     def _mux(self, packets: Iterable[Any]) -> None:
-        with unwritable(self._path, ValueError):
+        with unwritable(self._path, ValueError, av.FFmpegError):
             for packet in packets:
                 packet.duration = packet.duration or 1
                 self._container.mux(packet)
@@ -199,7 +233,7 @@ class VideoWriter:
             self._open = False
             try:
                 if self._count:
-                    self._mux(self._stream.encode(None))
+                    self._mux(self._encoded(None))
                 if self._count and self._track is not None:
                     self._mux(self._track.rest())
             finally:
@@ -246,11 +280,22 @@ def _read(path: Path, start: Fraction) -> tuple[Iterator[Frame], str]:
     except (OSError, ValueError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path.name!r} cannot be read as a video: {error}.") from error
+        raise _unreadable(path, error) from error
     return _frames(path, start), tags.get("comment", "")
 
 
+def _unreadable(path: Path, error: Exception) -> FileError:
+    return FileError(f"{path.name!r} cannot be read as a video: {getattr(error, 'strerror', None) or error}.")
+
+
 def _frames(path: Path, start: Fraction) -> Iterator[Frame]:
+    try:
+        yield from _decoded(path, start)
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _decoded(path: Path, start: Fraction) -> Iterator[Frame]:
     with av.open(str(path)) as container:
         stream: Any = container.streams.video[0]
         base, step = stream.time_base, 1 / Fraction(stream.average_rate or 25)

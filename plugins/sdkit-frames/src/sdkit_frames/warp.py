@@ -65,10 +65,11 @@ def plane(
         center: Of the turn, as shares of width and height.
 
     Raises:
-        ParameterError: zoom is not above 0.
+        ParameterError: zoom is not above 0, or beyond all measure.
     """
-    if not zoom > 0:
-        raise ParameterError(f"Zoom must be above 0, not {zoom:g}; 1 leaves the size as it is.")
+    if not 1e-6 <= zoom <= 1e6:
+        where = "above 0" if zoom <= 0 else "between 1e-6 and 1e6"
+        raise ParameterError(f"Zoom must be {where}, not {zoom:g}; 1 leaves the size as it is.")
     x, y = (share * side - 0.5 for share, side in zip(center, size, strict=True))
     turn = math.radians(angle)
     cosine, sine = zoom * math.cos(turn), zoom * math.sin(turn)
@@ -103,6 +104,9 @@ def flat_3d(
         about = np.eye(3)
         about[[one, one, two, two], [one, two, one, two]] = cosine, -sine, sine, cosine
         rotation = about @ rotation
+    if abs(rotation[2, 2]) < 1e-6:
+        shown = ", ".join(f"{degrees:g}" for degrees in turn)
+        raise ParameterError(f"Turned by {shown} degrees, the picture is seen from its edge; nothing of it is left.")
     x, y = (size[0] - 1) / 2, (size[1] - 1) / 2
     # a point (u, v) of the plane is u r1 + v r2 before a centre at distance f (1 - nearer)
     placed = np.column_stack([rotation[:, 0], rotation[:, 1], [0, 0, f * (1 - nearer)]])
@@ -120,8 +124,15 @@ def moved(motions: Sequence[Motion]) -> Motion:
 
 
 def inverse(motion: Motion) -> Motion:
-    """The motion back."""
-    return np.linalg.inv(motion).astype(np.float64)
+    """The motion back.
+
+    Raises:
+        ParameterError: the motion leaves nothing of the picture.
+    """
+    try:
+        return np.linalg.inv(motion).astype(np.float64)
+    except np.linalg.LinAlgError as error:
+        raise ParameterError("The motions together leave nothing of the picture: a point or a line.") from error
 
 
 def warp(image: Tensor, motion: Motion, *, border: str = "replicate", sampling: str = "bicubic") -> Tensor:

@@ -17,7 +17,7 @@ from attrs import frozen
 from PIL import Image
 
 from sdkit import Frame, Loop, ParameterError, Timeline
-from sdkit_frames.partial import FileWriter, Ticks, checked
+from sdkit_frames.partial import FileWriter, Ticks, check_step, checked
 from sdkit_frames.reading import animation
 
 __all__ = ["Webp"]
@@ -42,10 +42,15 @@ class Webp:
     forever: bool = True
 
     def __attrs_post_init__(self) -> None:
-        checked(self.quality, 0, 100, "The quality of a WebP")
+        checked(self.quality, 0, 100, "The quality of a WebP", whole=True)
+
+    def check(self, timeline: Timeline, /) -> None:
+        """Refuse rates that a WebP cannot have."""
+        check_step(timeline, Fraction(0xFFFFFF, 1000), "A WebP")
 
     def open(self, path: Path, timeline: Timeline, size: tuple[int, int], manifest: str, /) -> WebpWriter:
         """Begin a file."""
+        self.check(timeline)
         if max(size) > MOST:
             raise ParameterError(f"A WebP has sides of at most {MOST} pixels, not {size[0]}x{size[1]}.")
         return WebpWriter(self, path, timeline, size, manifest)

@@ -66,7 +66,7 @@ class Zoom:
         ParameterError: a curve cannot be read, or a name means nothing.
     """
 
-    zoom: Curve = field(default=Curve("0:(1), max_f:(1.4); ease=cosine"), converter=Curve)
+    zoom: Curve = field(default=Curve("0:(1), max(1,max_f):(1.4); ease=cosine"), converter=Curve)
     angle: Curve = field(default=Curve(0), converter=Curve)
     x: Curve = field(default=Curve(0), converter=Curve)
     y: Curve = field(default=Curve(0), converter=Curve)
