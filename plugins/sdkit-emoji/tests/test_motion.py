@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import sdkit
+from sdkit import LatentSpec, ModelSpec, testing
 from sdkit.testing import FrameConformance, fake_pipeline
 from sdkit_emoji.clips import EmojiMotion
 from sdkit_emoji.model import load
@@ -244,8 +245,35 @@ def test_files_that_are_none(unet: UNet, tools: SimpleNamespace, tmp_path: Path)
 # --- the generator ----------------------------------------------------------------------------------------------------
 
 
-class TestEmojiMotion(FrameConformance):
+class TestWithoutMotion(FrameConformance):
     frames = EmojiMotion("none")
+
+
+def test_it_conforms_with_motion(unet: UNet, motion: Motion, tools: SimpleNamespace, tmp_path: Path) -> None:
+    """The kit's own model has no U-Net that motion could go into; a small one takes its place."""
+
+    def told(prompts: Sequence[str], /) -> TextStates:
+        states = torch.tensor([len(prompt) / 30 for prompt in prompts])
+        mask = torch.ones(len(prompts), 6, dtype=torch.bool)
+        return TextStates(states[:, None, None].expand(-1, 6, 8), mask, states[:, None].expand(-1, 8))
+
+    class Repeats:
+        latent = LatentSpec(channels=4, factor=4, size=(32, 32), multiple=16)
+
+        def __call__(self, latents: Tensor, /) -> Tensor:
+            return (latents[:, :3] / 4 + 0.5).repeat_interleave(4, -1).repeat_interleave(4, -2).clamp(0, 1)
+
+    spec = ModelSpec(
+        "small", "small", Repeats.latent, prediction="flow", steps=2, scheduler="euler", spacing="trailing"
+    )
+    denoiser = sdkit.NetworkDenoiser(unet, sdkit.Flow(), sdkit.RectifiedFlow(), torch.float32)
+    pipe = sdkit.pipeline(sdkit.Model(spec, told, denoiser, Repeats(), sdkit.RectifiedFlow()))
+    file = tmp_path / "motion.safetensors"
+    tools.train_motion.write(file, motion.state_dict(), {"config": {"layers": layers_for(unet), "heads": 2}})
+    with testing.tried_on(pipe):
+        outcomes = list(testing.run(EmojiMotion(str(file)), "frames"))
+    assert [f"{o.rule.name}: {o.detail}" for o in outcomes if o.state != "pass"] == []
+    assert len(outcomes) >= 12
 
 
 @pytest.fixture(scope="module")
