@@ -263,6 +263,9 @@ def test_it_conforms_with_motion(unet: UNet, motion: Motion, tools: SimpleNamesp
         def __call__(self, latents: Tensor, /) -> Tensor:
             return (latents[:, :3] / 4 + 0.5).repeat_interleave(4, -1).repeat_interleave(4, -2).clamp(0, 1)
 
+        def encode(self, images: Tensor, /) -> Tensor:
+            raise AssertionError("a clip starts from noise")
+
     spec = ModelSpec(
         "small", "small", Repeats.latent, prediction="flow", steps=2, scheduler="euler", spacing="trailing"
     )
