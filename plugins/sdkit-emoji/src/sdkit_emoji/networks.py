@@ -7,7 +7,7 @@ None of them mixes the items of a batch: item k of a batch equals it alone, up t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -287,8 +287,31 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.weight)
         self.blocks = tuple(blocks)
 
-    def run(self, x: Tensor, time: Tensor, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-        """Of x (b, channels, h, w), h and w multiples of 4; time (b,) in [0, 1]; the rest as in `TextStates`."""
+    def places(self) -> tuple[int, ...]:
+        """Width of what each place gives: the blocks downwards, the middle one, and those upwards."""
+        down = [block.second.out_channels for block in self.down]  # type: ignore[union-attr]
+        up = [block.second.out_channels for block in self.up]  # type: ignore[union-attr]
+        return (*down, self.middle.second.out_channels, *up)  # type: ignore[arg-type]
+
+    def run(
+        self,
+        x: Tensor,
+        time: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        pooled: Tensor,
+        between: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Of x (b, channels, h, w), h and w multiples of 4; time (b,) in [0, 1]; the rest as in `TextStates`.
+
+        Args:
+            x: Noisy latents.
+            time: Of each.
+            tokens: See `TextStates`.
+            mask: See `TextStates`.
+            pooled: See `TextStates`.
+            between: Is given what each of the `places` gives, with its number, and answers what goes on from there.
+        """
         condition = F.silu(self.from_time(fourier(time.to(x.dtype), 128)) + self.from_text(pooled))
         tokens = self.token_norm(tokens)
         seen = mask.new_ones(len(x), 1)
@@ -307,15 +330,22 @@ class UNet(nn.Module):
                 x = self.down[block](x, condition)
                 if level:
                     x = self.down_attention[block](x, tokens, masks[level])
+                if between is not None:
+                    x = between(block, x)
                 skips.append(x)
                 block += 1
         x = self.middle(x, condition)
+        if between is not None:
+            x = between(block, x)
+        place = block + 1
         block = 0
         for index, level in enumerate(reversed(range(len(self.blocks)))):
             for _ in range(self.blocks[level] + 1):
                 x = self.up[block](torch.cat([x, skips.pop()], dim=1), condition)
                 if level:
                     x = self.up_attention[block](x, tokens, masks[level])
+                if between is not None:
+                    x = between(place + block, x)
                 block += 1
             if level:
                 x = self.grow[index](F.interpolate(x, scale_factor=2.0, mode="nearest"))

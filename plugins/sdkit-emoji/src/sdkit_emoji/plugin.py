@@ -1,4 +1,4 @@
-"""What sdkit reads at discovery: one model. Imports no torch."""
+"""What sdkit reads at discovery: a model, its animations, and their noise. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,5 +11,14 @@ def sdkit_components() -> list[Component]:
     return [
         Component(
             "model", "emoji", "sdkit_emoji.front:emoji", "Emoji-like pictures, 128 x 128, from a prompt and a style"
-        )
+        ),
+        Component(
+            "frames",
+            "emoji-motion",
+            "sdkit_emoji.clips:EmojiMotion",
+            "closed loops from a prompt, by the emoji model",
+        ),
+        Component(
+            "noise", "circle", "sdkit_emoji.motion:Circle", "for the frames of closed loops: neighbours begin alike"
+        ),
     ]
