@@ -16,7 +16,7 @@ def sdkit_components() -> list[Component]:
             "frames",
             "emoji-motion",
             "sdkit_emoji.clips:EmojiMotion",
-            "closed loops from a prompt, by the emoji model",
+            "closed loops from a prompt, by the emoji model and a motion module's file",
         ),
         Component(
             "noise", "circle", "sdkit_emoji.motion:Circle", "for the frames of closed loops: neighbours begin alike"
