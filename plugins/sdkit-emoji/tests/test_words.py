@@ -100,7 +100,7 @@ def test_near_words_are_those_of_the_nearest_name_and_never_kept_out(tools: Simp
     east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     words = ["fox", "vixen", "puppy", "whale", "south"]
     vectors = F.normalize(torch.stack([east, east + 0.1 * north, east, north + 0.2 * east, -north]), dim=-1)
-    known = tools.dictionary.Known(words, vectors, ["fox", "dolphin"], torch.stack([east, north]))
+    known = tools.dictionary.Known(words, vectors, 5, ["fox", "dolphin"], torch.stack([east, north]))
     found = tools.dictionary.near(known, ["fox", "dolphin"])
     assert [word for word, _ in found["fox"]] == ["vixen"]  # not the name itself, not "puppy"
     assert [word for word, _ in found["dolphin"]] == ["whale"]  # nothing is near to "south"

@@ -22,11 +22,12 @@ from teacher import Teacher
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Dictionary", "Known", "Sense", "enriched", "near", "read"]
+__all__ = ["Dictionary", "Known", "Sense", "enriched", "near", "read", "readings"]
 
 SEEN = frozenset({5, 6, 8, 12, 13, 17, 18, 19, 20, 25, 27})
 """WordNet's files of what can be drawn: animal, artifact, body, feeling, food, object, person, phenomenon, plant,
 shape, substance (https://wordnet.princeton.edu/documentation/lexnames5wn)."""
+NOUN, FACE = 0.45, 0.4  # cosines to the nearest concept from which on a word is read as it
 SHARPNESS = 0.05  # of the softmax over similarities to names
 SENSES = 2  # of a word that are looked at, the most frequent ones
 SYNONYMS, DEFINITION, HYPERNYM, TAGS = 0.5, 0.5, 0.3, 0.5
@@ -136,6 +137,7 @@ class Known:
 
     Attributes:
         words: Single words.
+        drawable: So many of them, the first ones, are nouns that can be drawn.
         vectors: Their embeddings, (n, 384) of length one.
         names: Names of the pictures, as captions have them.
         name_vectors: Their embeddings, (m, 384) of length one.
@@ -143,6 +145,7 @@ class Known:
 
     words: list[str]
     vectors: Tensor
+    drawable: int
     names: list[str]
     name_vectors: Tensor
 
@@ -177,6 +180,24 @@ def near(
     return found
 
 
+def readings(known: Known, concepts: list[str], taught: frozenset[str]) -> dict[str, dict[str, list[str]]]:
+    """What `sdkit_emoji.readings` reads words as that captions did not hold: as the concept nearest to them.
+
+    Of nouns, those that can be drawn; before "face" any word, and then only concepts that are faces.
+    """
+    column = {name: index for index, name in enumerate(known.names)}
+    cosines = known.vectors @ known.name_vectors[[column[concept] for concept in concepts]].T
+    face = torch.tensor(["face" in concept for concept in concepts])
+    found: dict[str, dict[str, list[str]]] = {}
+    for kind, scores, low in (("nouns", cosines, NOUN), ("faces", cosines.masked_fill(~face, -1.0), FACE)):
+        best, which = scores.max(1)
+        table = found[kind] = {}
+        for row in torch.nonzero(best >= low)[:, 0].tolist():
+            if known.words[row] not in taught and (kind == "faces" or row < known.drawable):
+                table.setdefault(concepts[int(which[row])], []).append(known.words[row])
+    return found
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,12 +210,14 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     teacher, dictionary = Teacher(arguments.teacher), Dictionary(arguments.dictionary)
-    words = list(dict.fromkeys([*dictionary.drawable(), *whole_words(teacher)]))
+    drawable = dictionary.drawable()
+    words = list(dict.fromkeys([*drawable, *whole_words(teacher)]))
     tags = {clean(one["label"]): told(one) for one in load_pictures(arguments.data)[1]}
     print(f"{len(words)} words, {len(tags)} names")
     vectors = enriched(teacher, dictionary, words)
     names = enriched(teacher, dictionary, list(tags), list(tags.values()))
-    save(arguments.out, {"words": words, "vectors": vectors, "names": list(tags), "name_vectors": names})
+    found = {"words": words, "vectors": vectors, "drawable": len(drawable)}
+    save(arguments.out, {**found, "names": list(tags), "name_vectors": names})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from captions import COLOURS, STYLES, clean, told
 from common import load_pictures, weights
+from dictionary import read, readings
 from safetensors.torch import save_file
 from torch import Tensor
 from train_denoiser import Texts, read_concepts
@@ -29,6 +30,16 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def write_readings(out: Path, words: Path, concepts: list[str], taught: frozenset[str]) -> None:
+    """Write ``readings.json``: by concept, the words that are read as it."""
+    table = readings(read(words), [clean(name) for name in concepts], taught)
+    lines = {
+        kind: {name: sorted(found[clean(name)]) for name in concepts if clean(name) in found}
+        for kind, found in table.items()
+    }
+    (out / "readings.json").write_text(json.dumps(lines, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +48,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py")
     parser.add_argument("--denoiser", type=Path, required=True, help="folder of train_denoiser.py")
     parser.add_argument("--concepts", type=Path, help="the list the denoiser was trained on")
+    parser.add_argument("--words", type=Path, help="words.pt of dictionary.py: how words that were not taught are read")
     parser.add_argument("--guidance", type=float, default=4.0, help="recommended guidance scale")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights")
     arguments = parser.parse_args()
@@ -68,7 +80,10 @@ def main() -> None:
         "styles": [style for style in STYLES if any(one["style"] == style for one in of_concepts)],
         "concepts": concepts,
         "words": sorted(words),
+        "readings": arguments.words is not None,
     }
+    if arguments.words:
+        write_readings(arguments.out, arguments.words, concepts, frozenset(words))
     (arguments.out / "config.json").write_text(
         json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

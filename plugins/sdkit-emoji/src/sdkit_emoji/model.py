@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdkit import FileError, Flow, Model, NetworkDenoiser, RectifiedFlow
+from sdkit_emoji import readings
 from sdkit_emoji.front import PARTS, WEIGHTS, configuration, damaged, read, spec_of, written
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
+from sdkit_emoji.readings import Reading, Readings
 
 __all__ = ["WEIGHTS", "EmojiEncoder", "load"]
 
@@ -39,6 +41,7 @@ class EmojiEncoder:
         words: All words of their names and tags.
         styles: Names of the styles trained on.
         vectors: One direction per concept, (number of concepts, d).
+        readings: What words that were not taught are read as.
     """
 
     network: TextEncoder = field(repr=False)
@@ -47,16 +50,21 @@ class EmojiEncoder:
     words: frozenset[str] = field(repr=False)
     styles: tuple[str, ...]
     vectors: Tensor = field(repr=False)
+    readings: Readings = field(factory=Readings, repr=False)
 
     def __call__(self, prompts: Sequence[str], /) -> TextStates:
         """Prompts, b of them, to text states; what is longer than the tokenizer's length is cut off."""
-        encodings = self.tokenizer.encode_batch(list(prompts))
+        encodings = self.tokenizer.encode_batch([self.reading(prompt).text for prompt in prompts])
         shape = (len(encodings), self.network.length)
         device = self.vectors.device
         ids = torch.tensor([one.ids for one in encodings], dtype=torch.long, device=device).reshape(shape)
         mask = torch.tensor([one.attention_mask for one in encodings], dtype=torch.bool, device=device).reshape(shape)
         tokens, pooled = self.network(ids, mask)
         return TextStates(tokens, mask, pooled)
+
+    def reading(self, prompt: str) -> Reading:
+        """The prompt as it is read: with the nearest concept in the place of a word that was not taught."""
+        return self.readings.of(prompt, self._knows)
 
     def hints(self, prompt: str) -> list[str]:
         """Sentences about what in the prompt the model was not taught; none where it knows every word. Never raises."""
@@ -73,7 +81,11 @@ class EmojiEncoder:
         if unknown:
             near = self.nearest(" ".join(content))
             words = written([f"'{word}'" for word in dict.fromkeys(unknown)])
-            found.append(f"The emoji model was not trained on {words}; near to this prompt it knows {written(near)}.")
+            read = self.reading(prompt)
+            instead = f" and reads '{read.word}' as '{read.concept}'" if read.word else ""
+            found.append(
+                f"The emoji model was not trained on {words}{instead}; near to this prompt it knows {written(near)}."
+            )
         if len(self.tokenizer.encode_batch([prompt])[0].overflowing):
             found.append(f"The emoji model reads {self.network.length - 2} tokens; the rest of the prompt is cut off.")
         return found
@@ -121,7 +133,8 @@ def load(*, device: str = "cpu", folder: str | os.PathLike[str] | None = None) -
             autoencoder = Autoencoder(**config["autoencoder"])
         words = frozenset(config["words"])
         styles = tuple(config["styles"])
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        table = readings.parse(read(source, "readings.json"), spec.knows) if config.get("readings") else Readings()
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise damaged(source, error) from error
     for part, network in (("text", text), ("denoiser", denoiser), ("autoencoder", autoencoder)):
         _fill(network, tensors[part], part, device)
@@ -132,7 +145,7 @@ def load(*, device: str = "cpu", folder: str | os.PathLike[str] | None = None) -
     autoencoder.latent = spec.latent
     return Model(
         spec,
-        EmojiEncoder(text, tokenizer, spec.knows, words, styles, vectors),
+        EmojiEncoder(text, tokenizer, spec.knows, words, styles, vectors, table),
         NetworkDenoiser(denoiser, Flow(), schedule, torch.float32),
         autoencoder,
         schedule,
