@@ -82,7 +82,7 @@ def test_the_entry_point_is_declared() -> None:
 def test_spec_states_licence_and_knowledge(model: sdkit.Model[TextStates]) -> None:
     spec = model.spec
     named = " ".join(spec.licence.attribution)
-    for source in ("Twemoji", "Noto Emoji", "Fluent Emoji", "MiniLM", "emojibase"):
+    for source in ("Twemoji", "Noto Emoji", "Fluent Emoji", "MiniLM", "WordNet", "emojibase"):
         assert source in named
     assert "fox" in spec.knows and len(set(spec.knows)) == len(spec.knows)
     assert spec.latent.shape((128, 128)) == (8, 16, 16)

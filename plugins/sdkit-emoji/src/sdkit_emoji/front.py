@@ -30,6 +30,8 @@ LICENCE = Licence(
         "Fluent Emoji, copyright Microsoft Corporation, MIT, https://github.com/microsoft/fluentui-emoji",
         "all-MiniLM-L6-v2 (the text encoder is distilled from it), Apache-2.0, "
         "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+        "WordNet 3.1 (which words are near to which), copyright Princeton University, WordNet licence, "
+        "https://wordnet.princeton.edu/license-and-commercial-use",
         "emojibase-data (names and tags), copyright Miles Johnson, MIT, https://github.com/milesj/emojibase",
     ),
 )
