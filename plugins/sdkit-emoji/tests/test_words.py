@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+import sdkit_training
 
 PLUGIN = Path(__file__).resolve().parent.parent
 
@@ -40,7 +43,7 @@ thing n 1 0 1 0 00000060
 def tools() -> Iterator[SimpleNamespace]:
     before, known = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
-    yield SimpleNamespace(**{name: __import__(name) for name in ("captions", "dictionary", "train_text")})
+    yield SimpleNamespace(**{name: __import__(name) for name in ("captions", "dictionary", "pace", "train_text")})
     sys.path[:] = before
     for name in set(sys.modules) - known:  # their names are common; no other test shall find them
         if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
@@ -131,3 +134,23 @@ def test_a_rotation_is_found_again(tools: SimpleNamespace) -> None:
     found = tools.train_text.rotation(wide, wide @ basis)
     assert torch.allclose(found.T @ found, torch.eye(4), atol=1e-5)
     assert (wide @ found - wide @ basis).abs().max() < 0.2 * (wide @ basis).abs().max()
+
+
+def test_measuring_the_pace_changes_no_parameter_and_a_resumed_run_takes_the_same_steps(
+    tools: SimpleNamespace, tmp_path: Path
+) -> None:
+    value = torch.ones(3, requires_grad=True)
+    plan = sdkit_training.Plan(steps=10**6, learning_rate=0.1)
+
+    def objective(step: int, rows: range) -> Tensor:
+        return value.square().sum()
+
+    def paced(minutes: float | None, resume: bool) -> int:
+        arguments = Namespace(out=tmp_path, minutes=minutes, resume=resume)
+        found: int = tools.pace.paced(objective, {"value": value}, plan, arguments, trial=12).steps
+        return found
+
+    steps = paced(0.02, False)
+    assert 1 <= steps < plan.steps and torch.equal(value, torch.ones(3))
+    assert paced(5.0, True) == steps
+    assert paced(None, False) == plan.steps

@@ -149,6 +149,11 @@ class Known:
     names: list[str]
     name_vectors: Tensor
 
+    def cosines(self, concepts: list[str]) -> Tensor:
+        """How near each word is to each of some names, (n, number of concepts)."""
+        column = {name: index for index, name in enumerate(self.names)}
+        return self.vectors @ self.name_vectors[[column[concept] for concept in concepts]].T
+
 
 def read(path: Path) -> Known:
     """Read ``words.pt``."""
@@ -169,8 +174,7 @@ def near(
         least: Likelihood of a concept (softmax over the concepts) from which on a word may stand for it.
         low: Cosine of word and concept from which on it may.
     """
-    column = {name: index for index, name in enumerate(known.names)}
-    cosines = known.vectors @ known.name_vectors[[column[concept] for concept in concepts]].T
+    cosines = known.cosines(concepts)
     shares = (cosines / SHARPNESS).softmax(-1)
     allowed = torch.tensor([not split(word) & HELD_OUT for word in known.words])
     found: dict[str, list[tuple[str, float]]] = {}
@@ -185,8 +189,7 @@ def readings(known: Known, concepts: list[str], taught: frozenset[str]) -> dict[
 
     Of nouns, those that can be drawn; before "face" any word, and then only concepts that are faces.
     """
-    column = {name: index for index, name in enumerate(known.names)}
-    cosines = known.vectors @ known.name_vectors[[column[concept] for concept in concepts]].T
+    cosines = known.cosines(concepts)
     face = torch.tensor(["face" in concept for concept in concepts])
     found: dict[str, dict[str, list[str]]] = {}
     for kind, scores, low in (("nouns", cosines, NOUN), ("faces", cosines.masked_fill(~face, -1.0), FACE)):

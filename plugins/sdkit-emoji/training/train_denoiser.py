@@ -16,16 +16,16 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from captions import COLOURS, caption, clean
 from common import Sharing, add_arguments, asked_to_stop, channels_last, compose, load_pictures, weights
 from dictionary import near, read
+from pace import paced
 from safetensors.torch import save_file
 from sheet import PROMPTS, draw
 from tokenizers import Tokenizer
@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from sdkit import Flow, RectifiedFlow
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
-from sdkit_training import LogitNormal, Objective, Plan, Training, losses, normals, order, uniforms
+from sdkit_training import LogitNormal, Plan, Training, losses, normals, order, uniforms
 
 FORMS = 12  # captions written for each picture
 SHADES = 6  # coloured backgrounds drawn for each picture
@@ -183,21 +183,6 @@ class Lessons:
         return x0, noise, drawn[4].tolist(), states
 
 
-def affordable(
-    objective: Objective, parameters: Mapping[str, Tensor], plan: Plan, arguments: argparse.Namespace
-) -> int:
-    """How many steps fit into ``--minutes``, by making some; the parameters are put back."""
-    before = {name: value.detach().clone() for name, value in parameters.items()}
-    trial = Training(parameters, objective, evolve(plan, steps=arguments.time_steps, average=None))
-    elapsed = [progress.elapsed for progress in trial.run()]
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(before[name])
-    settled = elapsed[len(elapsed) // 3 :]  # the first ones are slower
-    seconds: float = (settled[-1] - settled[0]) / (len(settled) - 1)
-    return max(1, round(60 * float(arguments.minutes) / seconds))
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -302,12 +287,7 @@ def main() -> None:
     parameters = dict(model.named_parameters())
     told = "\n".join(unique)
     facts = {"config": config, "seed": arguments.seed, "captions": hashlib.sha256(told.encode()).hexdigest()}
-    if arguments.resume:
-        facts_at = json.loads((arguments.out / "plan.json").read_text(encoding="utf-8"))
-        plan = evolve(plan, steps=facts_at["steps"])
-    elif arguments.minutes is not None:
-        plan = evolve(plan, steps=min(plan.steps, affordable(objective, parameters, plan, arguments)))
-    (arguments.out / "plan.json").write_text(json.dumps({"steps": plan.steps}), encoding="utf-8")
+    plan = paced(objective, parameters, plan, arguments, trial=arguments.time_steps)
     training = Training(parameters, objective, plan, facts)
     if arguments.resume:
         training.restore(path)

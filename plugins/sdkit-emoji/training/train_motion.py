@@ -23,6 +23,8 @@ import torch
 from attrs import evolve, frozen
 from captions import caption
 from common import add_arguments, asked_to_stop, channels_last, weights
+from export import half
+from pace import paced
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,6 +38,7 @@ from sdkit_training import LogitNormal, Plan, Training, losses, normals, order, 
 
 FORMS = 8  # captions written for each clip
 TIMES = LogitNormal(mean=0.4, std=1.0)  # what moves where is decided in much noise
+TRIAL = 12  # steps made to measure the speed, with --minutes
 SHORT = 0.75  # share of items that are clips of half as many frames, twice
 
 
@@ -115,33 +118,13 @@ def gained(unet: UNet, motion: Motion, lessons: Lessons, count: int = 12) -> tup
     return float(alone), float(moved)
 
 
-def affordable(objective: Any, parameters: dict[str, Tensor], plan: Plan, minutes: float, trial: int = 8) -> int:
-    """Steps that fit into so many minutes, by the time that a few take; they change nothing."""
-    copies = {name: value.detach().clone() for name, value in parameters.items()}
-    training = Training(parameters, objective, evolve(plan, average=None))
-    steps = iter(training.run())
-    next(steps)
-    began = time.monotonic()
-    for _ in range(trial):
-        next(steps)
-    each = (time.monotonic() - began) / trial
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(copies[name])
-    return max(1, int(60 * minutes / each))
-
-
 def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """The motion module as float16.
 
     Raises:
         ValueError: a value does not fit float16.
     """
-    half = {name: value.detach().cpu().half().contiguous() for name, value in tensors.items()}
-    wrong = [name for name, value in half.items() if not value.isfinite().all()]
-    if wrong:
-        raise ValueError(f"not finite in float16: {wrong}")
-    save_file(half, path, {"motion": json.dumps(about)})
+    save_file(half(tensors), path, {"motion": json.dumps(about)})
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
@@ -209,12 +192,8 @@ def main() -> None:
         return total / len(rows)
 
     parameters: dict[str, Tensor] = dict(motion.named_parameters())
-    path, planned = arguments.out / "checkpoint.safetensors", arguments.out / "plan.json"
-    if arguments.resume:
-        plan = evolve(plan, steps=json.loads(planned.read_text(encoding="utf-8"))["steps"])
-    elif arguments.minutes is not None:
-        plan = evolve(plan, steps=min(plan.steps, affordable(objective, parameters, plan, arguments.minutes)))
-    planned.write_text(json.dumps({"steps": plan.steps}), encoding="utf-8")
+    path = arguments.out / "checkpoint.safetensors"
+    plan = paced(objective, parameters, plan, arguments, trial=TRIAL)
     training = Training(parameters, objective, plan, {**facts, "seed": arguments.seed})
     if arguments.resume:
         training.restore(path)

@@ -119,12 +119,12 @@ class EmojiMotion:
         return {}
 
     def step(self, job: FrameJob, index: int, state: object, /) -> Burst:
-        """The whole clip, its frames decoded one at a time."""
+        """The whole clip, its frames decoded as they are asked for."""
         count = job.timeline.frames
         shots = [Shot(job.prompts.at(i, job.timeline), ((job.seed, 1.0),)) for i in range(count)]
         request = self._request(job)
         latents = job.latents(0, lambda: job.images.latents(request, shots, blend=self.blend, tick=job.tick))
-        pictures = zip(range(index, count), job.images.decode(latents[index:], job.request), strict=True)
+        pictures = zip(range(index, count), job.images.decode(latents, job.request, first=index), strict=True)
         frames = (
             Frame.of(i, job.timeline, image, FrameInfo(seeds=shots[i].seeds, prompts=shots[i].prompts))
             for i, image in pictures
