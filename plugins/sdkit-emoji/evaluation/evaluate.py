@@ -2,7 +2,7 @@
 
     python evaluate.py --data data/pictures --real data/real --markdown table.md --sheet sheet.png
 
-draws the prompts of the three lists and 32 of them with four seeds, at 50 and at 15 steps, through sdkit's own
+draws the prompts of the four lists and 32 of them with four seeds, at 50 and at 15 steps, through sdkit's own
 pipeline, and measures them. Pictures are kept in ``--cache``, by the hash of the weights: a run that was stopped goes
 on, and a run that is repeated only measures. ``--folder EXPORT`` takes weights of ``training/export.py``. ``--data`` is
 the folder of ``training/prepare.py``, ``--real`` that of ``real.py``; the README says how they are made.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from judge import WEIGHTS, Judge, Judgement, load
-from lists import COLOURS, STYLES, Prompt, backgrounds, concepts, synonyms
+from lists import COLOURS, STYLES, Prompt, backgrounds, concepts, longer, synonyms
 from measures import border_colour, frechet, mean_distance, named, wilson
 from pictures import Job, Source, draw, read
 from PIL import Image, ImageDraw
@@ -194,6 +194,10 @@ def about_prompts(lists: dict[str, Answers], images: dict[str, Tensor], judge: J
         other = lists["synonyms"]
         rows.append(share("synonym, first answer", other.right(), BARS["synonyms"]))
         rows.append(share("synonym among the first five", other.right(5)))
+    if "longer" in lists:
+        among = lists["longer"]
+        rows.append(share("concept among words that were not taught", among.right()))
+        rows.append(share("the same, among the first five", among.right(5)))
     if "backgrounds" in lists:
         composed = lists["backgrounds"]
         measured = named(border_colour(images["backgrounds"]), COLOURS)
@@ -240,6 +244,10 @@ def about_copies(taught: Answers, images: Tensor, real: Real) -> list[Row]:
         between.fill_diagonal_(float("inf"))
         to_own = near.gather(1, at[:, None])[:, 0]
         variant = between.min(1).values[at]  # the nearest other drawing to the one that was asked for
+        of_concept = torch.full_like(near, float("inf"))
+        for line, row in enumerate(kept):
+            same = [place[label, style] for label, style in place if label == taught.prompts[row].labels[0]]
+            of_concept[line, same] = near[line, same]
         rows += [
             Row(
                 f"distance to the nearest training drawing, {name}",
@@ -248,6 +256,9 @@ def about_copies(taught: Answers, images: Tensor, real: Real) -> list[Row]:
             ),
             share(f"the nearest is the drawing asked for, {name}", near.argmin(1) == at),
             share(f"nearer to it than any other drawing is, {name}", to_own < variant),
+            share(
+                f"of the concept's drawings the nearest is in the style asked for, {name}", of_concept.argmin(1) == at
+            ),
         ]
     return rows
 
@@ -341,12 +352,12 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 def sheet(path: Path, lists: dict[str, Answers], images: dict[str, Tensor], count: int = 60, columns: int = 10) -> None:
     """Some of the evaluated pictures with what was asked and, in red, what the judge took a wrong one for."""
     chosen = []
-    for name in ("concepts", "synonyms", "backgrounds"):
+    for name, parts in {"concepts": 3, "synonyms": 1, "longer": 1, "backgrounds": 1}.items():
         if name in lists:
-            part = count * {"concepts": 3, "synonyms": 1, "backgrounds": 1}[name] // 5 + 1
+            part = count * parts // 6 + 1
             places = np.linspace(0, len(images[name]) - 1, min(part, len(images[name]))).round().astype(int)
             chosen += [(name, int(place)) for place in places]
-    chosen = chosen[: count + 2]
+    chosen = chosen[: count + 3]
     side, line, gap = 128, 40, 8
     rows = -(-len(chosen) // columns)
     canvas = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + line + gap) + gap), "white")
@@ -391,7 +402,7 @@ def main() -> None:
     model = source.load()
     source = Source(arguments.model, folder, arguments.guidance, model.spec.sha256, arguments.cache)
     judge = load(arguments.judge)
-    whole = {"concepts": concepts(), "synonyms": synonyms(), "backgrounds": backgrounds()}
+    whole = {"concepts": concepts(), "synonyms": synonyms(), "longer": longer(), "backgrounds": backgrounds()}
     labels = sorted({prompt.labels[0] for prompt in whole["concepts"]})
     asked = {name: spread(prompts, arguments.limit) for name, prompts in whole.items()}
     # a quick look draws a quarter of its prompts again with other seeds

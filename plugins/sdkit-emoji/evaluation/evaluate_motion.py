@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from judge import Judge, load
+from lists import concepts
 from measures import wilson
 from PIL import Image
 from tqdm import tqdm
@@ -40,7 +41,7 @@ class Clips:
     Attributes:
         name: Where they come from.
         labels: The concept of each.
-        right: Whether the judge names it, (clips, frames).
+        right: Whether the judge names it, of the labels of ``concepts.txt``, (clips, frames).
         change: Mean absolute difference of neighbours, the seam last, in levels of 255, (clips, frames).
         back: Difference of frames half a loop apart: whether what changes goes anywhere, (clips,).
     """
@@ -64,13 +65,19 @@ def closes(change: np.ndarray[Any, Any]) -> bool:
     return bool(change[-1] <= change[:-1].max() + 1e-9)
 
 
+def known_labels() -> list[str]:
+    """What the judge is to be asked about: see the README."""
+    return sorted({prompt.labels[0] for prompt in concepts()})
+
+
 def measured(name: str, labels: Sequence[str], clips: Sequence[np.ndarray[Any, Any]], judge: Judge) -> Clips:
-    """Figures of clips (f, h, w, 3) uint8."""
+    """Figures of clips (f, h, w, 3) uint8, whose labels are some of ``concepts.txt``."""
+    among = known_labels()
+    columns = judge.columns(among)
     right, change, back = [], [], []
     for label, clip in zip(labels, clips, strict=True):
         images = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255
-        column = judge.columns([label])
-        right.append((judge(images).concepts.argmax(1) == column).numpy())
+        right.append((judge(images).concepts[:, columns].argmax(1) == among.index(label)).numpy())
         change.append(changes(clip))
         half = clip.astype(np.float64)
         back.append(np.abs(half - np.roll(half, len(clip) // 2, axis=0)).mean())
@@ -174,7 +181,7 @@ def main() -> None:
     about = json.loads((arguments.data / "clips.json").read_text(encoding="utf-8"))
     real = np.load(arguments.data / "clips.npy", mmap_mode="r")
     judge = load()
-    known = [k for k, one in enumerate(about) if one["label"] in judge.concepts]
+    known = [k for k, one in enumerate(about) if one["label"] in known_labels()]
     chosen = [known[int(place)] for place in np.linspace(0, len(known) - 1, min(arguments.prompts, len(known)))]
     labels = [about[k]["label"] for k in chosen]
     pipe = sdkit.pipeline(sdkit.load("emoji", **({"folder": arguments.folder} if arguments.folder else {})))

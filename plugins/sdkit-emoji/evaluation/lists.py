@@ -6,7 +6,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["COLOURS", "COMMON", "HERE", "STYLES", "Prompt", "backgrounds", "concepts", "new_words", "synonyms", "words"]
+__all__ = [
+    "COLOURS",
+    "COMMON",
+    "HERE",
+    "STYLES",
+    "Prompt",
+    "backgrounds",
+    "concepts",
+    "longer",
+    "new_words",
+    "synonyms",
+    "words",
+]
 
 HERE = Path(__file__).resolve().parent
 STYLES = ("3d", "flat fluent", "flat twitter", "noto")
@@ -85,13 +97,22 @@ def concepts() -> list[Prompt]:
     return found
 
 
-def synonyms() -> list[Prompt]:
-    """``synonyms.txt``: other words for what the model was taught."""
+def _told(name: str) -> list[Prompt]:
     found = []
-    for line in _lines("synonyms.txt"):
+    for line in _lines(name):
         text, right = _parts(line, 2)
         found.append(Prompt(text, tuple(label.strip() for label in right.split(";")), _style(text, line)))
     return found
+
+
+def synonyms() -> list[Prompt]:
+    """``synonyms.txt``: other words for what the model was taught."""
+    return _told("synonyms.txt")
+
+
+def longer() -> list[Prompt]:
+    """``longer.txt``: what the model was taught among words that it was not."""
+    return _told("longer.txt")
 
 
 def backgrounds() -> list[Prompt]:

@@ -43,7 +43,8 @@ thing n 1 0 1 0 00000060
 def tools() -> Iterator[SimpleNamespace]:
     before, known = list(sys.path), set(sys.modules)
     sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
-    yield SimpleNamespace(**{name: __import__(name) for name in ("captions", "dictionary", "pace", "train_text")})
+    names = ("captions", "common", "dictionary", "pace", "train_text")
+    yield SimpleNamespace(**{name: __import__(name) for name in names})
     sys.path[:] = before
     for name in set(sys.modules) - known:  # their names are common; no other test shall find them
         if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
@@ -125,6 +126,87 @@ def test_captions_use_other_words_as_often_as_stated_and_as_likely_as_they_mean_
     assert counts["palace"] == pytest.approx(3 * counts["minaret"], rel=0.25)
     assert all("teal background" in text for text in told) == (colour is not None)
     assert any(text.startswith("a palace") for text in told)
+
+
+def test_words_beside_a_name_are_as_many_as_stated_and_tell_no_names_apart(tools: SimpleNamespace) -> None:
+    captions = tools.captions
+    names = ["blue heart", "castle"]
+    beside = captions.asides(["heart", "table", "puppy", "meadow"], ["blue", "teal", "loud", "flat"], names)
+    # a "blue" or a "heart" beside a name would mean another picture, a kept-out word would be learned
+    assert set(beside.modifiers) == {"table", "meadow", "loud"}
+    assert set(beside.things) == {"heart", "table", "meadow"}
+    random = np.random.default_rng(0)
+    told = [beside.around("castle", random) for _ in range(3000)]
+    assert all("castle" in text for text in told)
+    plain = sum(text == "castle" for text in told) / 3000
+    assert plain == pytest.approx((1 - captions.LED) * (1 - captions.MODIFIED) * (1 - captions.PLACED), abs=0.03)
+    before = sum(any(f"{word} castle" in text for word in beside.modifiers) for text in told) / 3000
+    behind = sum(any(f"castle {place} " in text for place in captions.PLACES) for text in told) / 3000
+    assert (before, behind) == pytest.approx((captions.MODIFIED, captions.PLACED), abs=0.02)
+
+
+@pytest.mark.parametrize("colour", [None, "teal"])
+def test_captions_keep_background_and_style_beside_other_words(tools: SimpleNamespace, colour: str | None) -> None:
+    random = np.random.default_rng(0)
+    beside = tools.captions.Asides(("loud",), ("meadow",))
+    entry = {"label": "castle", "tags": [], "style": "noto"}
+    told = [tools.captions.caption(entry, random, colour, (), beside) for _ in range(800)]
+    assert all("castle" in text for text in told)
+    assert all(("on a teal background" in text) == (colour is not None) for text in told)
+    assert sum("noto style" in text for text in told) / 800 == pytest.approx(0.88, abs=0.04)
+    assert any("loud castle" in text for text in told) and any("meadow" in text for text in told)
+    assert not any("a a " in text or "an a " in text for text in told)
+
+
+def test_the_table_of_words_is_read_as_it_was_written(tools: SimpleNamespace, tmp_path: Path) -> None:
+    vectors, names = torch.arange(12.0).reshape(3, 4), torch.eye(4)[:2]
+    known = tools.dictionary.Known(["fox", "vixen", "run"], vectors, 2, ["fox", "dolphin"], names)
+    tools.dictionary.write(tmp_path / "words.safetensors", known)
+    found = tools.dictionary.read(tmp_path / "words.safetensors")
+    assert (found.words, found.drawable, found.names) == (known.words, 2, known.names)
+    assert torch.equal(found.vectors, vectors) and torch.equal(found.name_vectors, names)
+
+
+def test_a_training_is_followed_to_its_end_and_goes_on_after_a_stop(
+    tools: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = sdkit_training.Plan(steps=9, learning_rate=0.1, average=0.9)
+    stops = iter([False] * 3 + [True])
+
+    def training() -> sdkit_training.Training:
+        value = torch.ones(3, requires_grad=True)
+        return sdkit_training.Training({"value": value}, lambda step, rows: value.square().sum(), plan)
+
+    def follow(one: sdkit_training.Training) -> list[int]:
+        kept: list[int] = []
+
+        def keep(loss: float) -> str:
+            kept.append(one.step)
+            one.save(tmp_path / "checkpoint.safetensors")
+            return f"{loss:.3f}"
+
+        tools.pace.follow(one, keep, minutes=60)
+        return kept
+
+    straight = training()
+    assert follow(straight) == [9]
+    monkeypatch.setattr(tools.pace, "asked_to_stop", lambda: lambda: next(stops))
+    stopped = training()
+    assert follow(stopped) == [4]
+    monkeypatch.setattr(tools.pace, "asked_to_stop", lambda: lambda: False)
+    resumed = training()
+    resumed.restore(tmp_path / "checkpoint.safetensors")
+    assert follow(resumed) == [9]
+    assert torch.equal(resumed.weights["value"], straight.weights["value"])
+
+
+def test_weights_of_a_training_are_read_as_they_were_written(tools: SimpleNamespace, tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(4)}
+    tools.common.write_weights(tmp_path, "text", {"width": 3}, tensors, {"step": 7})
+    found = tools.common.weights(tmp_path, "text", torch.device("cpu"))
+    assert found["config"] == {"width": 3}
+    assert all(torch.equal(found["average"][name], value) for name, value in tensors.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "text.safetensors"]
 
 
 def test_a_rotation_is_found_again(tools: SimpleNamespace) -> None:

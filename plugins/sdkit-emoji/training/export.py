@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py")
     parser.add_argument("--denoiser", type=Path, required=True, help="folder of train_denoiser.py")
     parser.add_argument("--concepts", type=Path, help="the list the denoiser was trained on")
-    parser.add_argument("--words", type=Path, help="words.pt of dictionary.py: how words that were not taught are read")
+    parser.add_argument(
+        "--words", type=Path, help="words.safetensors of dictionary.py: how words that were not taught are read"
+    )
     parser.add_argument("--guidance", type=float, default=4.0, help="recommended guidance scale")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights")
     arguments = parser.parse_args()

@@ -1,10 +1,13 @@
 """Train the autoencoder on every rendered picture.
 
+Output in ``--out``: ``autoencoder.safetensors`` (averaged weights) with ``config.json``, ``checkpoint.safetensors`` to
+go on from, and ``autoencoder.png``, pictures it was not shown above what it makes of them.
+
 A little noise is added to the latents, so that the decoder forgives small errors of the denoiser; a penalty on a mean
 square above one, per channel, keeps the encoder from drowning that noise by a larger scale. Every evaluation stores
 the channels' mean and deviation in the module's ``mean`` and ``std``: its public latents are normalised.
 
-With ``--decoder-only`` the encoder and the statistics stay as they are in the checkpoint given by ``--start``:
+With ``--decoder-only`` the encoder and the statistics stay as they are in the weights given by ``--start``:
 denoisers trained on its latents stay valid.
 """
 
@@ -16,28 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import (
-    Average,
-    Clock,
-    Sharing,
-    add_arguments,
-    asked_to_stop,
-    backward,
-    channels_last,
-    compose,
-    load_pictures,
-    rate_factor,
-    save,
-    save_grid,
-    weights,
-)
+from common import add_arguments, channels_last, compose, load_pictures, save_grid, weights, write_weights
+from pace import follow, paced
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from sdkit_emoji.networks import Autoencoder
+from sdkit_training import Plan, Training, normals
 
 HELD_OUT = 64  # pictures, drawn once with a fixed seed
+TRIAL = 30  # steps made to measure the speed, with --minutes
 
 
 def loss_of(out: Tensor, images: Tensor) -> Tensor:
@@ -70,110 +61,93 @@ def main() -> None:
     parser.add_argument("--white", type=float, default=0.7, help="share of pictures on white")
     parser.add_argument("--decoder-only", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
-    parser.add_argument("--start", type=Path, help="checkpoint to take weights from")
+    parser.add_argument("--start", type=Path, help="folder of this program, or of exported weights, to start from")
+    parser.add_argument("--save-minutes", type=float, default=5, help="minutes between checkpoints")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    random = np.random.default_rng(arguments.seed)
     device = torch.device(arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     pictures, _ = load_pictures(arguments.data)
     order = np.random.default_rng(0).permutation(len(pictures))
-    held_out, training = order[:HELD_OUT], order[HELD_OUT:]
+    held_out, learned = order[:HELD_OUT], order[HELD_OUT:]
     white = np.ones((HELD_OUT, 3))
     test = compose(pictures[np.sort(held_out)], white).to(device)
-    probe = compose(pictures[np.sort(random.choice(training, 256, replace=False))], np.ones((256, 3))).to(device)
+    some = np.random.default_rng(arguments.seed).choice(learned, 256, replace=False)
+    probe = compose(pictures[np.sort(some)], np.ones((256, 3))).to(device)
 
     config: dict[str, Any] = {
         "channels": arguments.channels,
         "widths": [arguments.width * factor for factor in (1, 2, 4)],
     }
-    path = arguments.out / "autoencoder.pt"
-    done: dict[str, Any] | None = torch.load(path, weights_only=True, map_location=device) if arguments.resume else None
-    start = done
-    if done is None and arguments.start:
-        start = weights(arguments.start, "autoencoder", device)
-    if start is not None:
-        config = start["config"]
-    model = channels_last(Autoencoder(**config), device)
-    shadow = channels_last(Autoencoder(**config), device).eval()
-    if start is not None:
-        model.load_state_dict(start["model"] if done is not None else start["average"])
+    start = weights(arguments.start, "autoencoder", device) if arguments.start else None
+    config = (start or {"config": config})["config"]
+    model, shadow = Autoencoder(**config), Autoencoder(**config)
+    for network in (model, shadow):
+        if start is not None:
+            network.load_state_dict(start["average"])
+        channels_last(network, device)
     if arguments.decoder_only:
         model.encoder.requires_grad_(False)
-    average = Average(model)
-    trained = [value for value in model.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=arguments.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    clock = Clock(arguments.steps, arguments.minutes)
-    step = 0
-    if done is not None:
-        optimizer.load_state_dict(done["optimizer"])
-        average.values = {name: done["average"][name].to(device) for name in average.values}
-        step, clock.spent = done["step"], done["seconds"]
     encode = torch.compile(model.encoder) if arguments.compile else model.encoder
     decode = torch.compile(model.decoder) if arguments.compile else model.decoder
 
-    bar = tqdm(total=arguments.steps, initial=step, mininterval=5)
-    smooth = 0.0
-    sharing = Sharing(torch.get_num_threads()) if arguments.share else None
-    stop = asked_to_stop()
-    while True:
-        progress = clock.progress(step)
-        finished = progress >= 1 or stop()
-        if finished or (step and step % 1000 == 0):
-            average.write(shadow)
-            shadow.mean.copy_(model.mean)
-            shadow.std.copy_(model.std)
-            if not arguments.decoder_only:
-                mean, std = statistics(shadow, probe)
-                shadow.mean.copy_(mean)
-                shadow.std.copy_(std)
-            figure = psnr(shadow, test)
-            bar.write(f"step {step} seconds {clock.seconds():.0f} loss {smooth:.4f} held-out {figure:.2f} dB")
-            with torch.no_grad():
-                shown = test[:12]
-                save_grid(torch.cat([shown, shadow(shadow.encode(shown))]).cpu(), arguments.out / "autoencoder.png", 12)
-            content = {"config": config, "model": model.state_dict(), "average": shadow.state_dict(), "psnr": figure}
-            save(path, {**content, "optimizer": optimizer.state_dict(), "step": step, "seconds": clock.seconds()})
-        if finished:
-            break
-        if sharing is not None:
-            sharing.update()
-        factor = rate_factor(step, progress, warm_up=100, decay=0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * factor
-        chosen = np.sort(random.choice(training, arguments.batch, replace=False))
-        background = np.where(
-            random.random((arguments.batch, 1)) < arguments.white, 1.0, random.random((arguments.batch, 3))
-        )
+    def objective(step: int, rows: range) -> Tensor:
+        random, count = np.random.default_rng([arguments.seed, step, rows.start]), len(rows)
+        chosen = np.sort(random.choice(learned, count, replace=False))
+        background = np.where(random.random((count, 1)) < arguments.white, 1.0, random.random((count, 3)))
         images = compose(pictures[chosen], background)
         if random.random() < 0.5:
             images = images.flip(3)
         images = images.to(device, memory_format=torch.channels_last)
+        penalty = torch.zeros((), device=device)
         if arguments.decoder_only:
             with torch.no_grad():
                 latents = model.encode(images)
         else:
             latents = encode(2 * images - 1)
             penalty = 0.05 * F.relu(latents.square().mean(dim=(0, 2, 3)) - 1).mean()
-        strength = torch.rand(arguments.batch, 1, 1, 1, device=device) * arguments.noise
-        latents = latents + strength * torch.randn_like(latents)
+        strength = torch.from_numpy(random.random((count, 1, 1, 1), dtype=np.float32) * np.float32(arguments.noise))
+        noise = strength * normals(arguments.seed, f"step {step} from {rows.start}", *latents.shape)
+        latents = latents + noise.to(device)
         if arguments.decoder_only:
             latents = latents * model.std[:, None, None] + model.mean[:, None, None]
-        loss = loss_of(decode(latents) + 0.5, images)
+        return loss_of(decode(latents) + 0.5, images) + penalty
+
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.rate,
+        warm_up=100,
+        decay=0.5,
+        weight_decay=1e-4,
+        average=0.999,
+    )
+    parameters: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    plan = paced(objective, parameters, plan, arguments, trial=TRIAL)
+    training = Training(parameters, objective, plan, {"config": config, "seed": arguments.seed})
+    path = arguments.out / "checkpoint.safetensors"
+    if arguments.resume:
+        training.restore(path)
+    print(f"{sum(value.numel() for value in parameters.values()) / 1e6:.2f} M parameters, config {config}, {plan}")
+
+    def keep(loss: float) -> str:
+        training.save(path)
+        shadow.load_state_dict({**shadow.state_dict(), **training.weights})
         if not arguments.decoder_only:
-            loss = loss + penalty
-        optimizer.zero_grad(set_to_none=True)
-        backward(loss)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        step += 1
-        average.update(model, step)
-        smooth = loss.item() if step == 1 else 0.99 * smooth + 0.01 * loss.item()
-        bar.update()
-        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            for value, measured in zip((shadow.mean, shadow.std), statistics(shadow, probe), strict=True):
+                value.copy_(measured)
+        figure = psnr(shadow, test)
+        about = {"psnr": figure, "loss": loss, "step": training.step}
+        write_weights(arguments.out, "autoencoder", config, shadow.state_dict(), about)
+        with torch.no_grad():
+            shown = test[:12]
+            save_grid(torch.cat([shown, shadow(shadow.encode(shown))]).cpu(), arguments.out / "autoencoder.png", 12)
+        return f"held-out {figure:.2f} dB"
+
+    follow(training, keep, minutes=arguments.save_minutes, share=arguments.share)
 
 
 if __name__ == "__main__":

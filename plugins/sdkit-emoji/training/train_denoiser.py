@@ -14,23 +14,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from attrs import frozen
-from captions import COLOURS, caption, clean
-from common import Sharing, add_arguments, asked_to_stop, channels_last, compose, load_pictures, weights
+from captions import COLOURS, asides, caption, clean
+from common import add_arguments, add_precision, channels_last, compose, load_pictures, weights, write_weights
 from dictionary import near, read
-from pace import paced
-from safetensors.torch import save_file
+from pace import follow, paced
 from sheet import PROMPTS, draw
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sdkit import Flow, RectifiedFlow
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
@@ -191,17 +187,14 @@ def main() -> None:
         "--autoencoder", type=Path, required=True, help="folder of train_autoencoder.py, or of exported weights"
     )
     parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py, or of exported weights")
-    parser.add_argument("--words", type=Path, help="words.pt of dictionary.py: captions in other words than the names")
+    parser.add_argument("--words", type=Path, help="words.safetensors of dictionary.py, for --others and --asides")
+    parser.add_argument("--others", action="store_true", help="captions in other words than the names as well")
+    parser.add_argument("--asides", action="store_true", help="words beside the name that mean nothing for the picture")
     parser.add_argument("--concepts", type=Path, help="list of names to train on; every picture without it")
     parser.add_argument("--width", type=int, default=96, help="at the latent's size")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the network; bfloat16 is 1.4 times as fast on processors with AVX-512 BF16, and far slower on others",
-    )
+    add_precision(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
-    parser.add_argument("--start", type=Path, help="checkpoint, or folder of exported weights, to start from")
+    parser.add_argument("--start", type=Path, help="folder of this program, or of exported weights, to start from")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped to the empty one")
     parser.add_argument("--decay", type=float, default=0.35, help="last share of the training, in which the rate falls")
     parser.add_argument("--time-steps", type=int, default=30, help="steps made to measure the speed, with --minutes")
@@ -224,11 +217,22 @@ def main() -> None:
     shades, behind = grounds(len(kept), writing)
     latents = torch.stack([encoded(autoencoder, pictures, kept, one, device) for one in behind], 1)
     texts = Texts(arguments.text, device)
-    others = near(read(arguments.words), sorted(map(clean, concepts))) if arguments.words else {}
+    known = read(arguments.words) if arguments.words else None
+    others = near(known, sorted(map(clean, concepts))) if known and arguments.others else {}
+    beside = None
+    if known and arguments.asides:
+        # words of one token are those that people use; WordNet has far more
+        usual = [word for word in known.words if texts.tokenizer.token_to_id(word) is not None]
+        drawable = set(known.words[: known.drawable])
+        beside = asides(
+            [word for word in usual if word in drawable],
+            [word for word in usual if word not in drawable],
+            list(map(clean, concepts)),
+        )
     written = [
         [
             [
-                caption(captions[index], writing, shade, others.get(clean(captions[index]["label"]), ()))
+                caption(captions[index], writing, shade, others.get(clean(captions[index]["label"]), ()), beside)
                 for _ in range(FORMS)
             ]
             for shade in (None, *shades[place])
@@ -295,37 +299,16 @@ def main() -> None:
     sheet_noise = sheet_noise.expand(len(PROMPTS), -1, -1, -1)
     print(f"{sum(value.numel() for value in model.parameters()) / 1e6:.2f} M parameters, config {config}, {plan}")
 
-    def keep(loss: float) -> None:
+    def keep(loss: float) -> str:
         training.save(path)
-        kept = training.weights
-        save_file(
-            {name: value.cpu().contiguous() for name, value in kept.items()}, arguments.out / "denoiser.safetensors"
-        )
-        about = {"denoiser": config, "loss": loss, "step": training.step}
-        (arguments.out / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        about = {"loss": loss, "step": training.step}
+        write_weights(arguments.out, "denoiser", config, training.weights, about)
+        shadow.load_state_dict(training.weights)
+        images = autoencoder(sample(shadow, prompts, empty, sheet_noise, 30, 4.0))
+        draw(to_uint8(images), PROMPTS, arguments.out / f"sheet-{training.step:06d}.png")
+        return ""
 
-    began, first, smooth = time.monotonic(), training.step, 0.0
-    next_sheet = began + 60 * min(5.0, arguments.sheet_minutes)
-    stop, sharing = asked_to_stop(), Sharing(torch.get_num_threads()) if arguments.share else None
-    with tqdm(training.run(), total=plan.steps, initial=first, mininterval=10) as bar:
-        for progress in bar:
-            smooth = progress.loss if smooth == 0 else 0.995 * smooth + 0.005 * progress.loss
-            stopped = stop()
-            if sharing is not None:
-                sharing.update()
-            if stopped or progress.step == plan.steps or time.monotonic() >= next_sheet:
-                keep(smooth)
-                if stopped:
-                    break
-                shadow.load_state_dict(training.weights)
-                images = autoencoder(sample(shadow, prompts, empty, sheet_noise, 30, 4.0))
-                draw(to_uint8(images), PROMPTS, arguments.out / f"sheet-{progress.step:06d}.png")
-                speed = (progress.step - first) * plan.batch / (time.monotonic() - began)
-                bar.write(
-                    f"step {progress.step} seconds {progress.elapsed:.0f} loss {smooth:.4f} samples/s {speed:.1f}"
-                )
-                next_sheet = time.monotonic() + 60 * arguments.sheet_minutes
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+    follow(training, keep, minutes=arguments.sheet_minutes, share=arguments.share)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 from captions import caption
-from common import add_arguments, asked_to_stop, channels_last, weights
+from common import add_arguments, add_precision, channels_last, weights
 from export import half
-from pace import paced
+from pace import follow, paced
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped to the empty one")
     parser.add_argument("--decay", type=float, default=0.4, help="last share of the training, in which the rate falls")
     parser.add_argument("--travel", type=float, default=TRAVEL, help="share of the noise that differs between frames")
+    add_precision(parser)
     parser.add_argument("--save-minutes", type=float, default=5, help="minutes between checkpoints")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -182,13 +183,22 @@ def main() -> None:
         average=0.995,
     )
 
+    def network(frames: int) -> Callable[[Tensor, Tensor, TextStates], Tensor]:
+        moving = Moving(unet, motion, frames)
+
+        def run(x: Tensor, times: Tensor, cond: TextStates) -> Tensor:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.precision == "bfloat16"):
+                return moving(x, times, cond).float()
+
+        return run
+
     def objective(step: int, rows: range) -> Tensor:
         total = torch.zeros((), device=device)
         for row in rows:
             x0, noise, shares, cond, frames = lessons.item(step, row, plan.batch)
             x0 = x0.contiguous(memory_format=torch.channels_last)
             levels = [TIMES(schedule, share) for share in shares]
-            total = total + losses(Moving(unet, motion, frames), flow, x0, noise.to(device), levels, cond).mean()
+            total = total + losses(network(frames), flow, x0, noise.to(device), levels, cond).mean()
         return total / len(rows)
 
     parameters: dict[str, Tensor] = dict(motion.named_parameters())
@@ -199,27 +209,15 @@ def main() -> None:
         training.restore(path)
     print(f"{sum(value.numel() for value in parameters.values()) / 1e6:.2f} M parameters, {plan}", flush=True)
 
-    smooth, first, began = 0.0, training.step, time.monotonic()
-    saved, stop = began, asked_to_stop()
-    with tqdm(training.run(), total=plan.steps, initial=first, mininterval=10) as bar:
-        for progress in bar:
-            smooth = progress.loss if smooth == 0 else 0.99 * smooth + 0.01 * progress.loss
-            stopped = stop()
-            if stopped or progress.step == plan.steps or time.monotonic() >= saved + 60 * arguments.save_minutes:
-                training.save(path)
-                told = {"config": config, **facts, "step": progress.step, "loss": round(smooth, 5)}
-                write(arguments.out / "motion.safetensors", training.weights, told)
-                saved = time.monotonic()
-                pace = (progress.step - first) / (saved - began)
-                shadow.load_state_dict(training.weights)
-                alone, moved = gained(unet, shadow, lessons)
-                bar.write(
-                    f"step {progress.step} loss {smooth:.4f} gradient {progress.gradient:.3f} steps/s {pace:.2f} "
-                    f"same items: image model alone {alone:.4f}, with motion {moved:.4f}"
-                )
-                if stopped:
-                    break
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+    def keep(loss: float) -> str:
+        training.save(path)
+        told = {"config": config, **facts, "step": training.step, "loss": round(loss, 5)}
+        write(arguments.out / "motion.safetensors", training.weights, told)
+        shadow.load_state_dict(training.weights)
+        alone, moved = gained(unet, shadow, lessons)
+        return f"same items: image model alone {alone:.4f}, with motion {moved:.4f}"
+
+    follow(training, keep, minutes=arguments.save_minutes, share=arguments.share)
 
 
 if __name__ == "__main__":

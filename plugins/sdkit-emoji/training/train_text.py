@@ -6,7 +6,8 @@ their first principal directions, or with ``--start`` as those of an earlier enc
 embedding in 256 directions (not centred, so that cosines stay), moved to where ``dictionary.py`` puts the word or name
 in it. Beside the direction, what counts is to which names of pictures a text is near: that is learned as well, as a
 distribution over names (a relation instead of a point: Park et al. 2019, https://arxiv.org/abs/1904.05068).
-Output: ``text.pt`` and ``tokenizer.json`` in ``--out``.
+Output in ``--out``: ``text.safetensors`` with ``config.json``, ``tokenizer.json``, and ``checkpoint.safetensors`` to go
+on from.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +25,21 @@ import numpy as np
 import torch
 from attrs import frozen
 from captions import COLOURS, STYLES, article, caption, clean
-from common import (
-    Average,
-    Clock,
-    Sharing,
-    add_arguments,
-    asked_to_stop,
-    backward,
-    load_pictures,
-    rate_factor,
-    save,
-    weights,
-)
+from common import add_arguments, load_pictures, weights, write_weights
 from dictionary import Known, read
+from pace import follow, paced
 from teacher import Teacher
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from sdkit_emoji.networks import TextEncoder
+from sdkit_training import Plan, Training
 
 SHARPNESS = 0.05  # of the softmax over similarities to names
 RELATION = 0.3  # weight of that distribution beside the direction
+TOGETHER = 4  # steps whose texts are drawn together and sorted by length
+TRIAL = 30  # steps made to measure the speed, with --minutes
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 QUALITIES = (
     *("red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "golden"),
@@ -227,16 +221,19 @@ def main() -> None:
     parser.add_argument(
         "--teacher", type=Path, required=True, help="folder with MiniLM's model.safetensors and tokenizer.json"
     )
-    parser.add_argument("--words", type=Path, required=True, help="words.pt of dictionary.py")
+    parser.add_argument("--words", type=Path, required=True, help="words.safetensors of dictionary.py")
     parser.add_argument(
         "--names", type=Path, help="emojibase data.json: names of pictures left out are learned as words"
     )
-    parser.add_argument("--start", type=Path, help="folder of an encoder to go on from, text.pt or exported weights")
+    parser.add_argument(
+        "--start", type=Path, help="folder of an encoder to go on from, of this program or exported weights"
+    )
     parser.add_argument("--frequent", type=int, default=9000, help="most frequent whole words kept")
     parser.add_argument("--pieces", type=int, default=3000, help="tokens kept for the dictionary's words")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--length", type=int, default=24)
+    parser.add_argument("--save-minutes", type=float, default=4, help="minutes between checkpoints")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -265,10 +262,12 @@ def main() -> None:
     targets, bank = targets.to(device), bank.to(device)
     # words that are near to some name are what prompts are made of
     nearest = (learned.word_targets @ learned.names.T).amax(1)
-    word_share = 0.2 + (nearest - 0.4).clamp(0, 0.4) * 4
-    share = torch.ones(len(texts))
+    word_share = (0.2 + (nearest - 0.4).clamp(0, 0.4) * 4).double().numpy()
+    word_share /= word_share.sum()
     test = torch.from_numpy(random.permutation(len(texts))[:256])
+    share = np.ones(len(texts))
     share[test] = 0
+    share /= share.sum()
     encodings = [one.ids for one in tokenizer.encode_batch(texts)]
 
     config = {
@@ -287,18 +286,6 @@ def main() -> None:
             model.words.weight.copy_((small - small.mean(0)) / small.std() * 0.5)
             nn.init.normal_(model.places.weight, std=0.05)
     model.to(device)
-    average = Average(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=arguments.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
-    )
-    clock, step, smooth = Clock(arguments.steps, arguments.minutes), 0, 0.0
-    path = arguments.out / "text.pt"
-    if arguments.resume:
-        done = torch.load(path, weights_only=True, map_location=device)
-        model.load_state_dict(done["model"])
-        optimizer.load_state_dict(done["optimizer"])
-        average.values = {name: done["average"][name].to(device) for name in average.values}
-        step, clock.spent = done["step"], done["seconds"]
     shadow = TextEncoder(**config).to(device)
 
     def answers(network: nn.Module, ids_of: list[list[int]]) -> Tensor:
@@ -309,9 +296,9 @@ def main() -> None:
         mask = torch.arange(length) < torch.tensor([len(one) for one in ids_of])[:, None]
         return F.normalize(network(ids.to(device), mask.to(device))[1], dim=-1)
 
-    def of_words(count: int) -> tuple[list[list[int]], Tensor]:
+    def of_words(count: int, random: np.random.Generator) -> tuple[list[list[int]], Tensor]:
         """Words of the dictionary, alone or in a form of captions: token ids, and targets of length one."""
-        chosen = torch.multinomial(word_share, count, replacement=True)
+        chosen = torch.from_numpy(random.choice(len(words), count, p=word_share))
         form = torch.from_numpy(random.integers(1, len(learned.frames), size=count) * (random.random(count) < 0.6))
         said = [learned.frames[f].format(words[w]) for w, f in zip(chosen.tolist(), form.tolist(), strict=True)]
         return (
@@ -319,58 +306,58 @@ def main() -> None:
             F.normalize(word_targets[chosen] + shifts[form], dim=-1),
         )
 
+    @lru_cache(maxsize=1)
+    def pool(group: int, count: int) -> tuple[list[list[int]], Tensor]:
+        """Texts of a group of steps, half of them of the dictionary, the short ones first."""
+        random = np.random.default_rng([arguments.seed, group])
+        chosen = torch.from_numpy(random.choice(len(texts), count // 2, p=share))
+        said, aims = of_words(count - count // 2, random)
+        ids_of = [encodings[index] for index in chosen.tolist()] + said
+        order = sorted(range(len(ids_of)), key=lambda index: len(ids_of[index]))
+        return [ids_of[index] for index in order], torch.cat([targets[chosen], aims])[order]
+
     def loss_of(network: nn.Module, ids_of: list[list[int]], target: Tensor) -> Tensor:
         answer = answers(network, ids_of)
         near, meant = answer @ bank.T / SHARPNESS, target @ bank.T / SHARPNESS
         apart = F.kl_div(near.log_softmax(-1), meant.log_softmax(-1), reduction="batchmean", log_target=True)
         return (1 - (answer * target).sum(-1)).mean() + RELATION * apart
 
-    print(f"{len(texts)} texts, {len(words)} words in {len(learned.frames)} forms, {len(tokens)} tokens")
-    bar = tqdm(total=arguments.steps, initial=step, mininterval=5)
-    sharing = Sharing(torch.get_num_threads()) if arguments.share else None
-    stop = asked_to_stop()
-    while True:
-        progress = clock.progress(step)
-        finished = progress >= 1 or stop()
-        if finished or (step and step % 500 == 0):
-            average.write(shadow)
-            with torch.no_grad():
-                near = answers(shadow, [encodings[index] for index in test.tolist()])
-                figure = float((near * targets[test]).sum(-1).mean())
-                alone = answers(shadow, [one.ids for one in tokenizer.encode_batch(words[::16])])
-                same = (alone @ bank.T).argmax(1) == (word_targets[::16] @ bank.T).argmax(1)
-            bar.write(
-                f"step {step} seconds {clock.seconds():.0f} loss {smooth:.4f} held-out cosine {figure:.4f} "
-                f"words nearest to the teacher's name {float(same.float().mean()):.4f}"
-            )
-            content = {"config": config, "model": model.state_dict(), "average": shadow.state_dict(), "cosine": figure}
-            save(path, {**content, "optimizer": optimizer.state_dict(), "step": step, "seconds": clock.seconds()})
-        if finished:
-            break
-        if sharing is not None:
-            sharing.update()
-        factor = rate_factor(step, progress, warm_up=200, decay=0.6)
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * factor
+    def objective(step: int, rows: range) -> Tensor:
         # texts of about the same length together: less padding
-        half = 2 * arguments.batch
-        chosen = torch.multinomial(share, half, replacement=True)
-        said, aims = of_words(half)
-        pool = [encodings[index] for index in chosen.tolist()] + said
-        aims = torch.cat([targets[chosen], aims])
-        order = sorted(range(len(pool)), key=lambda index: len(pool[index]))
-        for first in range(0, len(order), arguments.batch):
-            part = order[first : first + arguments.batch]
-            loss = loss_of(model, [pool[index] for index in part], aims[part])
-            optimizer.zero_grad(set_to_none=True)
-            backward(loss)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            average.update(model, step)
-            smooth = loss.item() if step == 1 else 0.99 * smooth + 0.01 * loss.item()
-            bar.update()
-        bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+        ids_of, aims = pool(step // TOGETHER, TOGETHER * len(rows))
+        part = slice(step % TOGETHER * len(rows), (step % TOGETHER + 1) * len(rows))
+        return loss_of(model, ids_of[part], aims[part])
+
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.rate,
+        warm_up=200,
+        decay=0.6,
+        weight_decay=1e-3,
+        average=0.999,
+    )
+    parameters = dict(model.named_parameters())
+    plan = paced(objective, parameters, plan, arguments, trial=TRIAL)
+    training = Training(parameters, objective, plan, {"config": config, "seed": arguments.seed})
+    path = arguments.out / "checkpoint.safetensors"
+    if arguments.resume:
+        training.restore(path)
+    print(f"{len(texts)} texts, {len(words)} words in {len(learned.frames)} forms, {len(tokens)} tokens, {plan}")
+
+    @torch.no_grad()
+    def keep(loss: float) -> str:
+        training.save(path)
+        shadow.load_state_dict(training.weights)
+        near = answers(shadow, [encodings[index] for index in test.tolist()])
+        figure = float((near * targets[test]).sum(-1).mean())
+        alone = answers(shadow, [one.ids for one in tokenizer.encode_batch(words[::16])])
+        same = (alone @ bank.T).argmax(1) == (word_targets[::16] @ bank.T).argmax(1)
+        about = {"cosine": figure, "loss": loss, "step": training.step}
+        write_weights(arguments.out, "text", config, training.weights, about)
+        return f"held-out cosine {figure:.4f} words nearest to the teacher's name {float(same.float().mean()):.4f}"
+
+    follow(training, keep, minutes=arguments.save_minutes, share=arguments.share)
 
 
 if __name__ == "__main__":
