@@ -311,6 +311,11 @@ def about_autoencoder(model: sdkit.Model[Any], data: Path, judge: Judge, labels:
             after.right(),
             note=f"the same drawings themselves {per_cent(float(before.right().float().mean()))}",
         ),
+        share(
+            "real drawings through the autoencoder, style",
+            after.style(),
+            note=f"the same drawings themselves {per_cent(float(before.style().float().mean()))}",
+        ),
     ]
 
 

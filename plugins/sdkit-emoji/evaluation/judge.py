@@ -58,6 +58,64 @@ class Down(nn.Module):
         return F.relu(self.norm(self.conv(x)))
 
 
+class Painting(nn.Module):
+    """How a picture is painted: colours and small patches, pooled over the whole picture; to scores of styles.
+
+    It sees colours one by one and patches of up to 19 pixels, never a whole drawing: a head on the end of the body that
+    names concepts had learned in which styles it had seen a concept, not how it is painted.
+
+    Args:
+        styles: How many styles.
+    """
+
+    PALETTE, WIDTHS = 48, (16, 40, 64)
+
+    def __init__(self, styles: int) -> None:
+        super().__init__()
+        one, two, three = self.WIDTHS
+        self.palette = nn.Sequential(
+            nn.Conv2d(3, self.PALETTE, 1), nn.ReLU(), nn.Conv2d(self.PALETTE, self.PALETTE, 1), nn.ReLU()
+        )
+        self.patches = nn.ModuleList(
+            nn.Sequential(*steps)
+            for steps in (
+                self._step(3, one, 1),
+                [*self._step(one, two, 2), *self._step(two, two, 1)],
+                [*self._step(two, three, 2), *self._step(three, three, 1)],
+            )
+        )
+        pooled = 2 * self.PALETTE + 3 * sum(self.WIDTHS)
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(pooled),
+            nn.Dropout(0.3),
+            nn.Linear(pooled, 128),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(128, styles),
+        )
+
+    @staticmethod
+    def _step(before: int, after: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (b, 3, 64, 64) in [0, 1] -> scores (b, styles)."""
+        x = images * 4 - 2
+        parts = self._pooled(self.palette(x[:, :, ::2, ::2]))[:2]
+        for step in self.patches:
+            x = step(x)
+            parts += self._pooled(x)
+        scores: Tensor = self.head(torch.cat(parts, 1).float())
+        return scores
+
+    @staticmethod
+    def _pooled(maps: Tensor) -> list[Tensor]:
+        """Mean, standard deviation and maximum of every channel, (b, c) each."""
+        mean = maps.mean((2, 3))
+        deviation = (maps.square().mean((2, 3)) - mean.square()).clamp_min(1e-4).sqrt()
+        return [mean, deviation, maps.amax((2, 3))]
+
+
 class Network(nn.Module):
     """The judge's network: pictures of 64 x 64 to features of length one, and from these to concepts and styles.
 
@@ -83,34 +141,24 @@ class Network(nn.Module):
         self.features = nn.Linear(four * 4, features)
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.concepts = nn.Parameter(torch.zeros(concepts, features))
-        # Styles are read off how small patches look: a head on the body's end learns in which styles it has seen a
-        # concept, not how it is painted.
-        self.styles = nn.Sequential(nn.Linear(3 * (one + two), 64), nn.ReLU(), nn.Linear(64, styles))
+        self.styles = Painting(styles)
 
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (b, 3, 64, 64) in [0, 1] -> maps of the body at sides of 32, 16 and 4 pixels."""
-        first = self.body[0](images * 4 - 2)
-        early = self.body[1:3](first)
-        return first, early, self.body[3:](early)
+    def look(self, images: Tensor) -> Tensor:
+        """Images (b, 3, 64, 64) in [0, 1] -> maps of the body at a side of 4 pixels."""
+        maps: Tensor = self.body(images * 4 - 2)
+        return maps
 
     def name(self, late: Tensor) -> tuple[Tensor, Tensor]:
         """Maps of the body's end -> features (b, f) of length one and concept scores (b, c)."""
         features = F.normalize(self.features(F.adaptive_avg_pool2d(late, 2).flatten(1)), dim=-1)
         return features, self.scale.exp() * features @ F.normalize(self.concepts, dim=-1).T
 
-    @staticmethod
-    def strokes(first: Tensor, early: Tensor) -> Tensor:
-        """Maps of small patches -> mean, standard deviation and maximum of every channel, (b, n)."""
-        parts = [(maps.mean((2, 3)), maps.std((2, 3)), maps.amax((2, 3))) for maps in (first, early)]
-        return torch.cat([one for part in parts for one in part], 1)
-
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (b, 3, 64, 64) in [0, 1] -> features (b, f) of length one, concept scores (b, c), style scores (b, s).
 
         Scores are logits.
         """
-        first, early, late = self.look(images)
-        return *self.name(late), self.styles(self.strokes(first, early))
+        return *self.name(self.look(images)), self.styles(images)
 
 
 def shrink(images: Tensor) -> Tensor:

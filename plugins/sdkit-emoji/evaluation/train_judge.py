@@ -3,7 +3,8 @@
 Input: the folder that ``real.py`` wrote. Output: ``judge.safetensors`` with the figures in its header. No picture of
 the model and no part of its autoencoder is used. Drawings are moved, scaled, turned and bent a little, put on coloured
 backgrounds, smoothed, sharpened, speckled and tinted, so that the judge does not stumble over what a generator does to
-lines and areas; nothing is mirrored, for letters and signs.
+lines and areas; nothing is mirrored, for letters and signs. What says the styles is a small network of its own, which
+sees colours and small patches alone; for it drawings are mirrored and changed less, so that palettes and textures last.
 
     python train_judge.py --real data/real --out judge.safetensors
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from attrs import evolve
 from judge import SIDE, Judge, Network, load, save
 from lists import STYLES, concepts
 from measures import wilson
@@ -35,9 +37,11 @@ from common import channels_last
 WIDTHS = (32, 64, 128, 192)
 FEATURES = 192
 SMOOTHING = 0.1  # of the labels: near drawings of two concepts shall not be torn apart
-STYLE_WEIGHT = 0.3
 OFTEN = 6.0
 """How often a drawing of a listed concept is seen for one of another: it is what the judge is asked about."""
+OFTEN_IN_STYLE = 3.0
+"""The same for the styles, which do not depend on concepts as much."""
+STYLE_SMOOTHING = 0.05
 
 
 def on_colour(premultiplied: Tensor, behind: Tensor) -> Tensor:
@@ -110,6 +114,31 @@ class Changes:
         tinted = torch.einsum("bij,bjhw->bihw", tint, x - 0.5) + 0.5 + 0.04 * self.normal(n, 3, 1, 1)
         return torch.where(self.some(0.6, n) > 0, tinted, x).clamp(0, 1)
 
+    def touched(self, drawings: Tensor) -> Tensor:
+        """Drawings (b, 4, 64, 64) uint8 to pictures (b, 3, 64, 64) in [0, 1] that show how they are painted.
+
+        Moved, turned and mirrored; on white for eight in ten; smoothed or sharpened, blotched, speckled and tinted by a
+        little: palettes and textures are what tells styles apart.
+        """
+        n = len(drawings)
+        scale, angle = 1 / self.uniform(0.85, 1.12, n), 0.06 * self.normal(n)
+        side = torch.from_numpy(self.random.choice([-1.0, 1.0], n).astype(np.float32))
+        rows = [
+            torch.stack([scale * side * angle.cos(), -scale * angle.sin(), self.uniform(-0.1, 0.1, n)], 1),
+            torch.stack([scale * side * angle.sin(), scale * angle.cos(), self.uniform(-0.1, 0.1, n)], 1),
+        ]
+        grid = F.affine_grid(torch.stack(rows, 1), [n, 4, SIDE, SIDE], align_corners=False)
+        coloured = self.some(0.2, n)
+        behind = 1 - coloured + coloured * self.uniform(0, 1, n, 3, 1, 1)
+        x = on_colour(F.grid_sample(drawings.float() / 255, grid, align_corners=False), behind)
+        x = x + (smoothed(x) - x) * self.uniform(-0.5, 0.9, n)[:, None, None, None] * self.some(0.6, n)
+        x = x + self.normal(n, 3, SIDE, SIDE) * self.uniform(0, 0.02, n)[:, None, None, None] * self.some(0.5, n)
+        blotches = F.interpolate(self.normal(n, 3, 16, 16), SIDE, mode="bilinear")
+        x = x + blotches * self.uniform(0, 0.03, n)[:, None, None, None] * self.some(0.4, n)
+        tint = torch.eye(3) * (1 + 0.02 * self.normal(n, 1, 1)) + 0.01 * self.normal(n, 3, 3)
+        x = torch.einsum("bij,bjhw->bihw", tint, x - 0.5) + 0.5 + 0.01 * self.normal(n, 3, 1, 1)
+        return x.clamp(0, 1).contiguous(memory_format=torch.channels_last)
+
     def __call__(self, drawings: Tensor) -> Tensor:
         """Drawings (b, 4, 64, 64) uint8 to pictures (b, 3, 64, 64) in [0, 1]."""
         moved = self.moved(drawings.float() / 255)
@@ -166,10 +195,16 @@ def measured(judge: Judge, drawings: Tensor, entries: list[dict[str, Any]], labe
 def run(training: Training, checkpoint: Path, name: str, resume: bool) -> None:
     """Train to the end and put the averaged weights into the parameters; a checkpoint every 100 steps.
 
+    Args:
+        training: What runs.
+        checkpoint: Its file.
+        name: What is learned.
+        resume: Go on from the file where there is one.
+
     Raises:
-        sdkit.FileError: there is nothing to go on from, or not of this training.
+        sdkit.FileError: it is not of this training.
     """
-    if resume:
+    if resume and checkpoint.exists():
         training.restore(checkpoint)
     smooth = 0.0
     with tqdm(training.run(), total=training.plan.steps, initial=training.step, desc=name, mininterval=20) as bar:
@@ -187,39 +222,11 @@ def run(training: Training, checkpoint: Path, name: str, resume: bool) -> None:
 def settle(network: torch.nn.Module, batches: Iterable[Tensor], look: Callable[[Tensor], Any]) -> None:
     """Statistics of the normalisations for averaged weights: plain means over some batches of training."""
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.reset_running_stats()
             module.momentum = None
     for images in batches:
-        look(images)
-
-
-def learn_styles(network: Network, drawings: Tensor, styles: Tensor, steps: int, seed: int) -> None:
-    """Fit the head for styles to drawings on white (n, 4, 64, 64) uint8, as they are and softened; the body stays."""
-    found = []
-    with torch.no_grad():
-        for part in torch.split(drawings, 128):
-            x = on_colour(part.float() / 255, torch.ones(3, 1, 1))
-            soft = x + 0.4 * (smoothed(x) - x)
-            found.append(torch.stack([network.strokes(*network.look(one)[:2]) for one in (x, soft)]))
-    strokes = torch.cat(found, 1).flatten(0, 1)
-    truth = styles.repeat(2)
-    mean, std = strokes.mean(0), strokes.std(0) + 1e-3
-    strokes = (strokes - mean) / std
-    first, _, last = network.styles
-    optimizer = torch.optim.AdamW(network.styles.parameters(), lr=3e-3, weight_decay=0.1)
-    random = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        rows = torch.randint(len(strokes), (256,), generator=random)
-        hidden = F.dropout(F.relu(first(strokes[rows])), 0.3)
-        loss = F.cross_entropy(last(hidden), truth[rows])
-        optimizer.zero_grad()
-        torch.autograd.backward([loss])
-        optimizer.step()
-    with torch.no_grad():
-        # the network reads strokes as they are
-        first.weight.copy_(first.weight / std)
-        first.bias.copy_(first.bias - first.weight @ mean)
+        look(images)  # in training mode
 
 
 def main() -> None:
@@ -229,11 +236,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--steps", type=int, default=1800, help="for the concepts")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--style-steps", type=int, default=600, help="for the styles, after them")
+    parser.add_argument("--style-steps", type=int, default=2800, help="for the styles, after them")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="go on from OUT.checkpoint, written every 100 steps")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT.concepts and OUT.styles, its checkpoints")
+    parser.add_argument("--concepts", type=Path, help="a judge that knows the concepts: styles alone are learned")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -242,34 +250,13 @@ def main() -> None:
     names = sorted({one["label"] for one in entries})
     labels = sorted({prompt.labels[0] for prompt in concepts()} & set(names))
     rows = np.array([index for index, one in enumerate(entries) if not one["held_out"]])
-    often = np.array([OFTEN if entries[row]["label"] in set(labels) else 1.0 for row in rows])
     place = {name: index for index, name in enumerate(names)}
     truth = torch.tensor([place[one["label"]] for one in entries])
     styles = torch.tensor([STYLES.index(one["set"]) if one["set"] in STYLES else -1 for one in entries])
-    taught = rows[styles[rows].numpy() >= 0]
+    listed = np.array([one["label"] in set(labels) for one in entries])
     network = channels_last(Network(WIDTHS, FEATURES, len(names), len(STYLES)), torch.device("cpu")).train()
     torch.nn.init.normal_(network.concepts)
     print(f"{len(rows)} drawings of {len(names)} concepts, {sum(p.numel() for p in network.parameters())} parameters")
-
-    # The concepts. A passing head for styles makes the body look at how things are painted as well; it is thrown away.
-    side = torch.nn.Linear(WIDTHS[1] + WIDTHS[3], len(STYLES))
-    ours = {name: value for name, value in network.named_parameters() if not name.startswith("styles")}
-    ours |= {f"side.{name}": value for name, value in side.named_parameters()}
-
-    def batch(step: int, part: range) -> tuple[Tensor, Tensor]:
-        random = np.random.default_rng([arguments.seed, step, part.start])
-        chosen = torch.from_numpy(random.choice(rows, len(part), p=often / often.sum()))
-        return chosen, Changes(random)(drawings[chosen])
-
-    def concept_loss(step: int, part: range) -> Tensor:
-        chosen, images = batch(step, part)
-        with torch.autocast("cpu", torch.bfloat16):
-            _, early, late = network.look(images)
-            _, concept = network.name(late)
-            style = side(torch.cat([early.mean((2, 3)), late.mean((2, 3))], 1))
-        loss = F.cross_entropy(concept.float(), truth[chosen], label_smoothing=SMOOTHING)
-        return loss + STYLE_WEIGHT * F.cross_entropy(style.float(), styles[chosen], ignore_index=-1)
-
     plan = Plan(
         steps=arguments.steps,
         batch=arguments.batch,
@@ -280,21 +267,50 @@ def main() -> None:
         clip=5.0,
         average=0.998,
     )
-    run(Training(ours, concept_loss, plan), arguments.out.with_suffix(".checkpoint"), "concepts", arguments.resume)
-    after = range(plan.steps, plan.steps + 20)
-    settle(network.body, (batch(step, range(plan.batch))[1] for step in after), network.look)
 
+    def draw(among: np.ndarray[Any, Any], often: float, step: int, part: range) -> tuple[Tensor, Changes]:
+        """Numbers of some drawings, listed ones more often, and the changes for them."""
+        random = np.random.default_rng([arguments.seed, step, part.start])
+        share = np.where(listed[among], often, 1.0)
+        return torch.from_numpy(random.choice(among, len(part), p=share / share.sum())), Changes(random)
+
+    def concept_loss(step: int, part: range) -> Tensor:
+        chosen, changes = draw(rows, OFTEN, step, part)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, concept = network.name(network.look(changes(drawings[chosen])))
+        return F.cross_entropy(concept.float(), truth[chosen], label_smoothing=SMOOTHING)
+
+    facts: dict[str, Any] = {}
+    if arguments.concepts is not None:
+        kept = load(arguments.concepts)
+        if kept.concepts != tuple(names):
+            raise SystemExit(f"{arguments.concepts} knows other concepts than these drawings show.")
+        ours = {name: value for name, value in kept.network.state_dict().items() if not name.startswith("styles.")}
+        network.load_state_dict({**network.state_dict(), **ours})
+        facts |= {name: kept.facts[name] for name in ("steps", "batch", "seed")}
+    else:
+        ours = {name: value for name, value in network.named_parameters() if not name.startswith("styles.")}
+        run(Training(ours, concept_loss, plan), arguments.out.with_suffix(".concepts"), "concepts", arguments.resume)
+        after = [draw(rows, OFTEN, step, range(plan.batch)) for step in range(plan.steps, plan.steps + 20)]
+        settle(network.body, (changes(drawings[chosen]) for chosen, changes in after), network.look)
+        facts |= {"steps": arguments.steps, "batch": arguments.batch, "seed": arguments.seed}
+
+    taught = rows[styles[rows].numpy() >= 0]
+
+    def style_loss(step: int, part: range) -> Tensor:
+        chosen, changes = draw(taught, OFTEN_IN_STYLE, step, part)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = network.styles(changes.touched(drawings[chosen]))
+        return F.cross_entropy(scores.float(), styles[chosen], label_smoothing=STYLE_SMOOTHING)
+
+    painting = {f"styles.{name}": value for name, value in network.styles.named_parameters()}
+    plan = evolve(plan, steps=arguments.style_steps)
+    run(Training(painting, style_loss, plan), arguments.out.with_suffix(".styles"), "styles", arguments.resume)
+    after = [draw(taught, OFTEN_IN_STYLE, step, range(plan.batch)) for step in range(plan.steps, plan.steps + 20)]
+    settle(network.styles, (changes.touched(drawings[chosen]) for chosen, changes in after), network.styles)
     network.eval()
-    learn_styles(network, drawings[taught], styles[taught], arguments.style_steps, arguments.seed)
 
-    facts: dict[str, Any] = {
-        "steps": arguments.steps,
-        "batch": arguments.batch,
-        "style steps": arguments.style_steps,
-        "seed": arguments.seed,
-        "drawings": len(rows),
-        "labels": len(labels),
-    }
+    facts |= {"style steps": arguments.style_steps, "drawings": len(rows), "labels": len(labels)}
     about = {"widths": WIDTHS, "features": FEATURES, "concepts": names, "styles": STYLES, "facts": facts}
     save(arguments.out, network, about)
     # measured as it is stored, then stored with its figures

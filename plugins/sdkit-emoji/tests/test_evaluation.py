@@ -179,6 +179,13 @@ def test_the_judge_knows_drawings_that_it_never_saw(judge: Any) -> None:
     assert sum(style) >= len(labels) * 3 / 4
 
 
+def test_a_style_does_not_depend_on_where_the_drawing_is(judge: Any) -> None:
+    """It is read off colours and small patches, pooled: a drawing amid white may be moved by whole steps."""
+    x = torch.ones(4, 3, 64, 64)
+    x[:, :, 24:40, 24:40] = torch.nn.functional.avg_pool2d(drawings()[0][:4], 4)
+    torch.testing.assert_close(judge(x).styles, judge(x.roll((4, -8), (2, 3))).styles, atol=1e-3, rtol=1e-3)
+
+
 def test_the_judge_says_nothing_of_noise_that_it_says_of_drawings(judge: Any) -> None:
     noise = torch.rand(8, 3, 64, 64, generator=generator(0))
     said, of_noise = judge(drawings()[0]), judge(noise)
@@ -306,9 +313,13 @@ def test_a_quick_look_takes_prompts_of_all_styles_and_fewer_are_some_of_more(too
     assert tools.evaluate.spread(prompts, None) == prompts == tools.evaluate.spread(prompts, 501)
 
 
-def test_changes_of_drawings_are_pictures_and_depend_on_their_generator_alone(tools: SimpleNamespace) -> None:
+@pytest.mark.parametrize("kind", ["__call__", "touched"])
+def test_changes_of_drawings_are_pictures_and_depend_on_their_generator_alone(
+    tools: SimpleNamespace, kind: str
+) -> None:
     x = (torch.rand(6, 4, 64, 64, generator=generator(0)) * 255).byte()
-    one, again, other = (tools.train_judge.Changes(np.random.default_rng(seed))(x) for seed in (0, 0, 1))
+    changes = (tools.train_judge.Changes(np.random.default_rng(seed)) for seed in (0, 0, 1))
+    one, again, other = (getattr(change, kind)(x) for change in changes)
     assert one.shape == (6, 3, 64, 64) and one.min() >= 0 and one.max() <= 1
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert math.isfinite(float(one.sum()))

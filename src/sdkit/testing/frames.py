@@ -123,7 +123,7 @@ def tried_on(pipe: Pipeline[str, Any, Any]) -> Iterator[None]:
     """Within this, rules for frames are tried on a pipeline of yours instead of `fake_pipeline`.
 
     For generators that need a network of a certain kind. Every rule makes some clips of ten frames: make it small, of
-    few steps, and deterministic.
+    few steps, and deterministic. `run` is lazy: ask for its results within this.
     """
     token = _ON.set(pipe)
     try:

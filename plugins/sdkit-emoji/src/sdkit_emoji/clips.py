@@ -111,7 +111,8 @@ class EmojiMotion:
         return FramePlan(
             frames,
             None if evaluations is None else evaluations * frames,
-            COPIES * 4 * numbers * frames + width * height * 3 * 5,
+            # small frames are decoded together, see `sdkit.frames.source.AT_ONCE`
+            COPIES * 4 * numbers * frames + max(width * height, 2**15) * 3 * 5,
         )
 
     def init(self, job: FrameJob, /) -> dict[str, object]:
