@@ -14,7 +14,7 @@ import sdkit
 from sdkit_emoji import readings
 from sdkit_emoji.model import WEIGHTS, EmojiEncoder, load
 from sdkit_emoji.networks import TextStates
-from sdkit_emoji.readings import Reading, Readings
+from sdkit_emoji.readings import FILLERS, Reading, Readings
 
 TABLE = Readings(
     ("dog face", "t-rex", "star", "crying face", "snow"),
@@ -24,7 +24,11 @@ TABLE = Readings(
 
 
 def knows(word: str) -> bool:
-    return word in {"kitten", "kittens", "face", "happy", "teal", "background"}
+    return word in {"kitten", "kittens", "face", "happy", "teal", "background", "star", "dog", "crying", "snow"}
+
+
+def usual(word: str) -> bool:
+    return word not in ("zorblax", "puppy")
 
 
 @pytest.mark.parametrize(
@@ -36,15 +40,23 @@ def knows(word: str) -> bool:
             "a happy dog face on a teal background, flat fluent style",
         ),
         ("puppies", "puppies"),
-        ("two puppys", "two dog face"),
+        ("two puppys", "dog face"),
         ("flat twitter style, a puppy", "flat twitter style, a dog face"),
-        ("golden retriever puppy", "golden retriever dog face"),
-        ("a puppy in the snowfield", "a dog face in the snowfield"),
-        ("three kittens", "three kittens"),
+        ("golden retriever puppy", "dog face"),
+        ("a puppy in the snowfield", "dog face"),
+        ("a cute little puppy in the snowfield, 3d style", "dog face, 3d style"),
+        ("a fluffy star over the sea on a teal background, noto style", "star on a teal background, noto style"),
+        ("fluffy stars", "stars"),
+        ("a kitten sleeping on a chair, flat fluent style", "kitten, flat fluent style"),
+        ("a fluffy zorblax star", "zorblax star"),
+        ("a zorblax star", "a zorblax star"),
+        ("a fluffy star, zorblax style", "star, zorblax style"),
+        ("an enormous puppy chasing other puppies", "dog face"),
+        ("three kittens", "kittens"),
         ("sad face, noto style", "crying face, noto style"),
-        ("a sad puppy", "a sad dog face"),
-        ("a dog face and a puppy", "a dog face and a puppy"),
-        ("a T-Rex, a puppy", "a T-Rex, a puppy"),
+        ("a sad puppy", "dog face"),
+        ("a dog face and a puppy", "dog face"),
+        ("a T-Rex, a puppy", "T-Rex"),
         ("", ""),
         ("3d style", "3d style"),
         ("face", "face"),
@@ -52,11 +64,12 @@ def knows(word: str) -> bool:
     ],
 )
 def test_what_a_prompt_is_read_as(prompt: str, read: str) -> None:
-    assert TABLE.of(prompt, knows).text == read
+    assert TABLE.of(prompt, knows, usual).text == read
 
 
 def test_a_reading_names_the_word_and_what_stands_for_it() -> None:
     assert TABLE.of("a sad face", knows) == Reading("a crying face", "sad", "crying face")
+    assert TABLE.of("a star at sea", knows) == Reading("star", left_out=("at", "sea"))
     assert TABLE.of("a kitten", knows) == Reading("a kitten")
 
 
@@ -66,14 +79,46 @@ def test_what_was_taught_is_never_replaced() -> None:
 
 @settings(deadline=None)
 @given(st.text(max_size=80))
-def test_reading_is_done_once_and_changes_one_place(prompt: str) -> None:
-    found = TABLE.of(prompt, knows)
-    if not found.word:
+def test_reading_is_done_once_and_says_what_it_did(prompt: str) -> None:
+    found = TABLE.of(prompt, knows, usual)
+    assert TABLE.of(found.text, knows, usual).text == found.text
+    if not found.word and not found.left_out:
         assert found.text == prompt
-        return
-    assert TABLE.of(found.text, knows).text == found.text
-    before, _, after = found.text.partition(found.concept)
-    assert prompt.startswith(before) and prompt.endswith(after)
+    if found.word and not found.left_out:
+        before, _, after = found.text.partition(found.concept)
+        assert prompt.startswith(before) and prompt.endswith(after)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "a",
+                "the",
+                "fluffy",
+                "star",
+                "puppy",
+                "kitten",
+                "face",
+                "happy",
+                "on",
+                "teal",
+                "background",
+                "sea",
+                "zorblax",
+            ]
+        ),
+        max_size=9,
+    )
+)
+def test_what_is_left_is_made_of_taught_words_and_names(words: list[str]) -> None:
+    found = TABLE.of(" ".join(words), knows, usual)
+    if found.left_out:
+        left = set(found.text.split())
+        assert not left & set(found.left_out) or found.concept
+        assert all(knows(word) or word in FILLERS or word == "zorblax" for word in left)
+        assert {"zorblax"} & set(words) <= left
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +147,20 @@ def test_a_word_is_drawn_as_what_it_is_read_as(model: sdkit.Model[TextStates]) -
         assert encoder.reading(f"{concept}, 3d style").word == "", concept
     (hint,) = encoder.hints("puppy, 3d style")
     assert f"reads 'puppy' as '{read.concept}'" in hint
+    (hint,) = encoder.hints("a cute fox sleeping under a tree, 3d style")
+    assert "reads the prompt as 'fox, 3d style'" in hint
+
+
+def test_prompts_in_taught_words_are_encoded_as_they_are(model: sdkit.Model[TextStates]) -> None:
+    encoder = model.encoder
+    assert isinstance(encoder, EmojiEncoder)
+    for concept in encoder.concepts:
+        for prompt in (
+            f"{concept}, 3d style",
+            f"a {concept.lower()} on a sky blue background, flat fluent style",
+            concept,
+        ):
+            assert encoder.reading(prompt).text == prompt
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:

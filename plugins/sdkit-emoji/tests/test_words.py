@@ -128,36 +128,6 @@ def test_captions_use_other_words_as_often_as_stated_and_as_likely_as_they_mean_
     assert any(text.startswith("a palace") for text in told)
 
 
-def test_words_beside_a_name_are_as_many_as_stated_and_tell_no_names_apart(tools: SimpleNamespace) -> None:
-    captions = tools.captions
-    names = ["blue heart", "castle"]
-    beside = captions.asides(["heart", "table", "puppy", "meadow"], ["blue", "teal", "loud", "flat"], names)
-    # a "blue" or a "heart" beside a name would mean another picture, a kept-out word would be learned
-    assert set(beside.modifiers) == {"table", "meadow", "loud"}
-    assert set(beside.things) == {"heart", "table", "meadow"}
-    random = np.random.default_rng(0)
-    told = [beside.around("castle", random) for _ in range(3000)]
-    assert all("castle" in text for text in told)
-    plain = sum(text == "castle" for text in told) / 3000
-    assert plain == pytest.approx((1 - captions.LED) * (1 - captions.MODIFIED) * (1 - captions.PLACED), abs=0.03)
-    before = sum(any(f"{word} castle" in text for word in beside.modifiers) for text in told) / 3000
-    behind = sum(any(f"castle {place} " in text for place in captions.PLACES) for text in told) / 3000
-    assert (before, behind) == pytest.approx((captions.MODIFIED, captions.PLACED), abs=0.02)
-
-
-@pytest.mark.parametrize("colour", [None, "teal"])
-def test_captions_keep_background_and_style_beside_other_words(tools: SimpleNamespace, colour: str | None) -> None:
-    random = np.random.default_rng(0)
-    beside = tools.captions.Asides(("loud",), ("meadow",))
-    entry = {"label": "castle", "tags": [], "style": "noto"}
-    told = [tools.captions.caption(entry, random, colour, (), beside) for _ in range(800)]
-    assert all("castle" in text for text in told)
-    assert all(("on a teal background" in text) == (colour is not None) for text in told)
-    assert sum("noto style" in text for text in told) / 800 == pytest.approx(0.88, abs=0.04)
-    assert any("loud castle" in text for text in told) and any("meadow" in text for text in told)
-    assert not any("a a " in text or "an a " in text for text in told)
-
-
 def test_the_table_of_words_is_read_as_it_was_written(tools: SimpleNamespace, tmp_path: Path) -> None:
     vectors, names = torch.arange(12.0).reshape(3, 4), torch.eye(4)[:2]
     known = tools.dictionary.Known(["fox", "vixen", "run"], vectors, 2, ["fox", "dolphin"], names)

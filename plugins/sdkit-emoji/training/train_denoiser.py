@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from attrs import frozen
-from captions import COLOURS, asides, caption, clean
+from captions import COLOURS, caption, clean
 from common import add_arguments, add_precision, channels_last, compose, load_pictures, weights, write_weights
 from dictionary import near, read
 from pace import follow, paced
@@ -187,9 +187,9 @@ def main() -> None:
         "--autoencoder", type=Path, required=True, help="folder of train_autoencoder.py, or of exported weights"
     )
     parser.add_argument("--text", type=Path, required=True, help="folder of train_text.py, or of exported weights")
-    parser.add_argument("--words", type=Path, help="words.safetensors of dictionary.py, for --others and --asides")
-    parser.add_argument("--others", action="store_true", help="captions in other words than the names as well")
-    parser.add_argument("--asides", action="store_true", help="words beside the name that mean nothing for the picture")
+    parser.add_argument(
+        "--words", type=Path, help="words.safetensors of dictionary.py: captions in other words than the names"
+    )
     parser.add_argument("--concepts", type=Path, help="list of names to train on; every picture without it")
     parser.add_argument("--width", type=int, default=96, help="at the latent's size")
     add_precision(parser)
@@ -217,22 +217,11 @@ def main() -> None:
     shades, behind = grounds(len(kept), writing)
     latents = torch.stack([encoded(autoencoder, pictures, kept, one, device) for one in behind], 1)
     texts = Texts(arguments.text, device)
-    known = read(arguments.words) if arguments.words else None
-    others = near(known, sorted(map(clean, concepts))) if known and arguments.others else {}
-    beside = None
-    if known and arguments.asides:
-        # words of one token are those that people use; WordNet has far more
-        usual = [word for word in known.words if texts.tokenizer.token_to_id(word) is not None]
-        drawable = set(known.words[: known.drawable])
-        beside = asides(
-            [word for word in usual if word in drawable],
-            [word for word in usual if word not in drawable],
-            list(map(clean, concepts)),
-        )
+    others = near(read(arguments.words), sorted(map(clean, concepts))) if arguments.words else {}
     written = [
         [
             [
-                caption(captions[index], writing, shade, others.get(clean(captions[index]["label"]), ()), beside)
+                caption(captions[index], writing, shade, others.get(clean(captions[index]["label"]), ()))
                 for _ in range(FORMS)
             ]
             for shade in (None, *shades[place])

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from captions import COLOURS, Asides, asides, caption, clean
+from captions import COLOURS, caption
 from common import add_arguments, add_precision, channels_last, load_pictures, weights
-from dictionary import read
 from export import half
 from pace import follow, paced
 from safetensors import safe_open
@@ -63,22 +62,15 @@ def changed(unet: UNet, low: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def written(data: Path, concepts: Path, words: Path, texts: Texts, count: int, seed: int) -> list[str]:
+def written(data: Path, concepts: Path, count: int, seed: int) -> list[str]:
     """``count`` captions as the denoiser was taught with."""
     _, captions = load_pictures(data)
     listed = read_concepts(concepts, {one["label"] for one in captions})
-    known, entries = read(words), [one for one in captions if one["label"] in listed]
-    usual = [word for word in known.words if texts.tokenizer.token_to_id(word) is not None]
-    drawable = set(known.words[: known.drawable])
-    beside: Asides = asides(
-        [word for word in usual if word in drawable],
-        [word for word in usual if word not in drawable],
-        list(map(clean, listed)),
-    )
+    entries = [one for one in captions if one["label"] in listed]
     random = np.random.default_rng(seed)
     chosen = [entries[index] for index in random.permutation(np.resize(np.arange(len(entries)), count))]
     colours = [random.choice(list(COLOURS)) if random.random() < COLOURED else None for _ in chosen]
-    return [caption(one, random, colour, (), beside) for one, colour in zip(chosen, colours, strict=True)]
+    return [caption(one, random, colour) for one, colour in zip(chosen, colours, strict=True)]
 
 
 @torch.no_grad()
@@ -131,7 +123,6 @@ def main() -> None:
     here = Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights"
     parser.add_argument("--model", type=Path, default=here, help="folder of exported weights")
     parser.add_argument("--concepts", type=Path, required=True, help="the list the denoiser was trained on")
-    parser.add_argument("--words", type=Path, required=True, help="words.safetensors of dictionary.py")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--ways", type=int, default=3000, help="captions whose way is followed")
     parser.add_argument("--way-steps", type=int, default=16, help="steps of a way, a multiple of 4")
@@ -147,7 +138,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     texts = Texts(arguments.model, device)
-    prompts = written(arguments.data, arguments.concepts, arguments.words, texts, arguments.ways, arguments.seed)
+    prompts = written(arguments.data, arguments.concepts, arguments.ways, arguments.seed)
     cond, empty = texts(prompts), texts([""])
     content = weights(arguments.model, "denoiser", device)
     unet = UNet(**content["config"])

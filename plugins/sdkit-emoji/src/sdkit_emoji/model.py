@@ -20,14 +20,9 @@ from sdkit import FileError, Flow, Model, NetworkDenoiser, RectifiedFlow
 from sdkit_emoji import readings
 from sdkit_emoji.front import PARTS, WEIGHTS, configuration, damaged, read, spec_of, written
 from sdkit_emoji.networks import Autoencoder, TextEncoder, TextStates, UNet
-from sdkit_emoji.readings import Reading, Readings
+from sdkit_emoji.readings import FILLERS, Reading, Readings
 
 __all__ = ["WEIGHTS", "EmojiEncoder", "load"]
-
-# Words of a prompt that say nothing about what is drawn.
-FILLERS = frozenset(
-    re.findall(r"\w+", "a an the of in on and with one some my your style emoji icon picture drawing image")
-)
 
 
 @frozen(eq=False)
@@ -63,8 +58,8 @@ class EmojiEncoder:
         return TextStates(tokens, mask, pooled)
 
     def reading(self, prompt: str) -> Reading:
-        """The prompt as it is read: with the nearest concept in the place of a word that was not taught."""
-        return self.readings.of(prompt, self._knows)
+        """The prompt in the words that the model was taught; itself where it holds no others."""
+        return self.readings.of(prompt, self._knows, lambda word: self.tokenizer.token_to_id(word) is not None)
 
     def hints(self, prompt: str) -> list[str]:
         """Sentences about what in the prompt the model was not taught; none where it knows every word. Never raises."""
@@ -83,6 +78,7 @@ class EmojiEncoder:
             words = written([f"'{word}'" for word in dict.fromkeys(unknown)])
             read = self.reading(prompt)
             instead = f" and reads '{read.word}' as '{read.concept}'" if read.word else ""
+            instead += f"; it reads the prompt as '{read.text}'" if read.left_out else ""
             found.append(
                 f"The emoji model was not trained on {words}{instead}; near to this prompt it knows {written(near)}."
             )

@@ -1,9 +1,11 @@
-"""Words that the model was not taught, read as the concept nearest to them: "a puppy" as "a dog".
+"""Prompts as people write them, read in the words that the model was taught: "a puppy in the snow" as "dog".
 
-The table is made by ``training/dictionary.py`` of MiniLM's embeddings and WordNet, for all their words alike. A prompt
-that names a concept stays as it is. Else the last word of its first phrase is looked up, for that is mostly what is to
-be drawn ("a golden retriever puppy in the snow"). If that word is "face", the one before it says how the face looks,
-and is looked up in a table of its own.
+Two things are done, and nothing where a prompt holds only taught words. A word that was not taught is read as the
+concept nearest to it, where no concept is named: the last word of the first phrase, for that is mostly what is to be
+drawn ("a golden retriever puppy in the snow"); if that word is "face", the one before it says how the face looks. The
+table is made by ``training/dictionary.py`` of MiniLM's embeddings and WordNet, for all their words alike. Then what
+else was not taught is left out, and with it all that it belongs to: the concept stays, a named background, the style,
+and words that no dictionary holds, for they may be a name that an adapter was taught.
 """
 
 from __future__ import annotations
@@ -14,10 +16,17 @@ from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
 
-__all__ = ["Reading", "Readings", "parse"]
+__all__ = ["FILLERS", "Reading", "Readings", "parse"]
 
 WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 STYLED = re.compile(r"(?:\bflat )?[\w-]+ style\b", re.IGNORECASE)
+BEHIND = re.compile(r"\bon (?:an? |the )?(?:[^\W\d_]+ )?[^\W\d_]+ background\b", re.IGNORECASE)
+FORMED = re.compile(r"(?i)(?:..(?:ing|ed|ly|ish|ous|ful|less|est)|...y)$")
+"""Forms of English words, which no list of words holds all of."""
+FILLERS = frozenset(
+    re.findall(r"\w+", "a an the of in on and with one some my your style emoji icon picture drawing image")
+)
+"""Words of a prompt that say nothing about what is drawn."""
 ENDS = frozenset(["on", "in", "at", "with", "over", "under", "near", "beside", "behind", "before", "for", "and", "or"])
 """Words at which the first phrase ends."""
 
@@ -30,11 +39,13 @@ class Reading:
         text: What is encoded.
         word: The word that was replaced, or empty.
         concept: What stands in its place, or empty.
+        left_out: Words that were not taught and were left out.
     """
 
     text: str
     word: str = ""
     concept: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 @frozen
@@ -54,34 +65,93 @@ class Readings:
 
     @_named.default
     def _any_concept(self) -> re.Pattern[str]:
-        names = "|".join(re.escape(name) for name in sorted(self.concepts, key=len, reverse=True))
-        return re.compile(rf"\b(?:{names})(?:e?s)?\b" if names else r"(?!)")
+        names = []
+        for name in sorted(self.concepts, key=len, reverse=True):
+            names.append(rf"{re.escape(name)}(?:e?s)?")
+            if name.endswith("y"):
+                names.append(rf"{re.escape(name[:-1])}ies")
+        return re.compile(rf"\b(?:{'|'.join(names)})\b" if names else r"(?!)")
 
-    def of(self, prompt: str, knows: Callable[[str], bool]) -> Reading:
+    def of(
+        self, prompt: str, knows: Callable[[str], bool], usual: Callable[[str], bool] = lambda word: True
+    ) -> Reading:
         """A prompt as it is read.
 
         Args:
             prompt: As it was written.
             knows: Whether a word, in lower case, was taught.
+            usual: Whether a word, in lower case, is one that a dictionary holds.
         """
+        if not self.concepts:
+            return Reading(prompt)
         styles = [match.span() for match in STYLED.finditer(prompt)]
+        found = [
+            match for match in WORD.finditer(prompt) if not any(start <= match.start() < end for start, end in styles)
+        ]
+        named = self._named.search(prompt.lower())
+        if named is not None:
+            return self._without(prompt, found, Reading(prompt), named.span(), knows, usual)
         phrase: list[re.Match[str]] = []
-        for match in WORD.finditer(prompt):
-            if any(start <= match.start() < end for start, end in styles):
-                continue
+        for match in found:
             between = prompt[phrase[-1].end() : match.start()] if phrase else ""
-            if phrase and ("," in between or match[0].lower() in ENDS):
+            if phrase and ("," in between or match[0].lower() in ENDS or self._acts(phrase[-1][0], match[0], knows)):
                 break
             phrase.append(match)
-        if not phrase or self._named.search(prompt.lower()):
+        if not phrase:
             return Reading(prompt)
         face = len(phrase) > 1 and phrase[-1][0].lower() == "face"
         table, match = (self.faces, phrase[-2]) if face else (self.nouns, phrase[-1])
-        word = match[0].lower().replace("’", "'")
+        word, head = _plain(match[0]), (match.start(), phrase[-1].end())
         concept = next((table[form] for form in (word, word.removesuffix("s")) if form in table), None)
         if concept is None or knows(word):
-            return Reading(prompt)
-        return Reading(prompt[: match.start()] + concept + prompt[phrase[-1].end() :], word, concept)
+            # what is to be drawn may be known by a tag alone
+            known = knows(_plain(phrase[-1][0])) and _plain(phrase[-1][0]) not in FILLERS
+            return self._without(prompt, found, Reading(prompt), head, knows, usual) if known else Reading(prompt)
+        text = prompt[: head[0]] + concept + prompt[head[1] :]
+        return self._without(prompt, found, Reading(text, word, concept), head, knows, usual)
+
+    def _without(
+        self,
+        prompt: str,
+        found: list[re.Match[str]],
+        read: Reading,
+        kept: tuple[int, int],
+        knows: Callable[[str], bool],
+        usual: Callable[[str], bool],
+    ) -> Reading:
+        """The reading without what was not taught; as it is where all was taught but what stands at ``kept``."""
+        others = [one for one in found if one.end() <= kept[0] or one.start() >= kept[1]]
+        new = [one for one in others if not knows(_plain(one[0])) and _plain(one[0]) not in FILLERS]
+        left_out = [one for one in new if self._dictionary(_plain(one[0]), usual)]
+        if not left_out:
+            return read
+        names = [one for one in new if one not in left_out]
+        concept = read.concept or prompt[slice(*kept)]
+        words = [one[0] for one in names if one.start() < kept[0]]
+        words += [concept, *(one[0] for one in names if one.start() > kept[0])]
+        behind = BEHIND.search(prompt)
+        if behind is not None and not any(behind.start() <= one.start() < behind.end() for one in new):
+            words.append(behind[0])
+        style = STYLED.search(prompt)
+        text = " ".join(words) + (f", {style[0]}" if style else "")
+        return Reading(text, read.word, read.concept, tuple(_plain(one[0]) for one in left_out))
+
+    def _dictionary(self, word: str, usual: Callable[[str], bool]) -> bool:
+        """Whether a word is one of the language, not a name that somebody made up."""
+        forms = {word, word.removesuffix("'s"), word.removesuffix("s") if len(word) > 4 else word}
+        known = any(usual(form) or form in self.nouns or form in self.faces for form in forms)
+        return known or len(word) < 3 or FORMED.search(word) is not None
+
+    def _acts(self, before: str, word: str, knows: Callable[[str], bool]) -> bool:
+        """Whether a word says what the thing before it does: "a car driving", not "a happy smiling cat"."""
+        thing = _plain(before)
+        known = thing in self.nouns or (knows(thing) and thing not in FILLERS and not thing.endswith("y"))
+        return known and word.lower().endswith("ing")
+
+
+def _plain(word: str) -> str:
+    """A word as the tables hold it."""
+    return word.lower().replace("’", "'")
 
 
 def parse(data: bytes, concepts: tuple[str, ...]) -> Readings:
