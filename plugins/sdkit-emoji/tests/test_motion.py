@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 import sdkit
@@ -23,7 +25,7 @@ from sdkit import LatentSpec, ModelSpec, testing
 from sdkit.testing import FrameConformance, fake_pipeline
 from sdkit_emoji.clips import EmojiMotion
 from sdkit_emoji.model import load
-from sdkit_emoji.motion import WAVES, Circle, Motion, Moving, circle, layers_for, load_motion
+from sdkit_emoji.motion import WAVES, Circle, Motion, Moving, circle, digest, layers_for, load_motion
 from sdkit_emoji.networks import TextStates, UNet
 
 PLUGIN = Path(__file__).resolve().parent.parent
@@ -309,6 +311,29 @@ def test_motion_is_put_in_and_taken_out_again(pipe: Any, file: Path) -> None:
     assert torch.equal(pipe(request).latents, before)
     still = sdkit.animate("emoji-motion(motion='none', travel=0)", pipe, request, frames=8)
     assert len({frame.image.tobytes() for frame in still}) == 1
+
+
+def test_the_package_carries_motion_for_its_own_weights(pipe: Any) -> None:
+    unet = pipe.denoiser.denoiser.network if hasattr(pipe.denoiser, "denoiser") else pipe.denoiser.network
+    path = EmojiMotion().file
+    assert path is not None and path.stat().st_size <= 15e6
+    with safe_open(path, "pt") as opened:
+        about = json.loads(opened.metadata()["motion"])
+    assert about["image_model"] == digest(list(unet.state_dict().values()))
+
+
+def test_a_clip_of_the_package_moves_by_more_than_its_noise_and_closes(pipe: Any) -> None:
+    request = sdkit.Request("penguin, 3d style", seeds=(0,), steps=8)
+
+    def changes(generator: str) -> Any:
+        frames = [
+            frame.image.astype(float) for frame in sdkit.animate(generator, pipe, request, frames=8, loop="closed")
+        ]
+        return np.array([np.abs(one - two).mean() for one, two in zip(frames, frames[1:] + frames[:1], strict=True)])
+
+    moved, bare = changes("emoji-motion"), changes("emoji-motion(motion='none')")
+    assert moved.mean() > 1.3 * bare.mean()
+    assert moved[-1] < 2 * moved[:-1].max()
 
 
 def test_a_clip_of_more_frames_begins_as_the_same_clip(pipe: Any) -> None:
