@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,15 @@ def whiten(network: UNet, pooled: Tensor, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def sample(network: UNet, cond: TextStates, empty: TextStates, noise: Tensor, steps: int, guidance: float) -> Tensor:
-    """Euler from time 1 to 0, equal steps, with classifier-free guidance -> latents of the shape of ``noise``."""
+def walk(
+    network: Callable[[Tensor, Tensor, TextStates], Tensor],
+    cond: TextStates,
+    empty: TextStates,
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+) -> Iterator[Tensor]:
+    """Euler from time 1 to 0, equal steps, with classifier-free guidance: latents of the shape of ``noise`` by step."""
     x = noise
     both = TextStates(
         torch.cat([cond.tokens, empty.tokens.expand_as(cond.tokens)]),
@@ -110,7 +118,7 @@ def sample(network: UNet, cond: TextStates, empty: TextStates, noise: Tensor, st
         time = torch.full((2 * len(x),), 1 - index / steps, device=x.device)
         with_text, without = network(torch.cat([x, x]), time, both).chunk(2)
         x = x - (without + guidance * (with_text - without)) / steps
-    return x
+        yield x
 
 
 def grounds(count: int, random: np.random.Generator) -> tuple[list[list[str]], np.ndarray[Any, Any]]:
@@ -293,7 +301,8 @@ def main() -> None:
         about = {"loss": loss, "step": training.step}
         write_weights(arguments.out, "denoiser", config, training.weights, about)
         shadow.load_state_dict(training.weights)
-        images = autoencoder(sample(shadow, prompts, empty, sheet_noise, 30, 4.0))
+        *_, last = walk(shadow, prompts, empty, sheet_noise, 30, 4.0)
+        images = autoencoder(last)
         draw(to_uint8(images), PROMPTS, arguments.out / f"sheet-{training.step:06d}.png")
         return ""
 

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
-from train_denoiser import COLOURED, Texts, read_concepts
+from train_denoiser import COLOURED, Texts, read_concepts, walk
 
 from sdkit_emoji.networks import TextStates, UNet
 from sdkit_training import Plan, Training, normals, uniforms
@@ -73,23 +73,10 @@ def written(data: Path, concepts: Path, count: int, seed: int) -> list[str]:
     return [caption(one, random, colour) for one, colour in zip(chosen, colours, strict=True)]
 
 
-@torch.no_grad()
 def ways(network: Any, cond: TextStates, empty: TextStates, noise: Tensor, steps: int, guidance: float) -> Tensor:
     """Latents (n, STEPS + 1, ...) at the ends of the quarters, the noise first; Euler with guidance, equal steps."""
-    x, found = noise, [noise]
-    rows = len(noise)
-    both = TextStates(
-        torch.cat([cond.tokens, empty.tokens.expand_as(cond.tokens)]),
-        torch.cat([cond.mask, empty.mask.expand_as(cond.mask)]),
-        torch.cat([cond.pooled, empty.pooled.expand_as(cond.pooled)]),
-    )
-    for index in range(steps):
-        time = torch.full((2 * rows,), 1 - index / steps, device=x.device)
-        with_text, without = network(torch.cat([x, x]), time, both).chunk(2)
-        x = x - (without + guidance * (with_text - without)) / steps
-        if (index + 1) % (steps // STEPS) == 0:
-            found.append(x)
-    return torch.stack(found, 1)
+    walked = [noise, *walk(network, cond, empty, noise, steps, guidance)]
+    return torch.stack(walked[:: steps // STEPS], 1)
 
 
 def part(cond: TextStates, rows: Any) -> TextStates:
