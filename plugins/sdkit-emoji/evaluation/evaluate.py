@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from judge import WEIGHTS, Judge, Judgement, load
 from lists import COLOURS, STYLES, Prompt, backgrounds, concepts, longer, synonyms
+from lists import labels as known_labels
 from measures import border_colour, frechet, mean_distance, named, wilson
 from pictures import Job, Source, draw, read
 from PIL import Image, ImageDraw
@@ -246,7 +247,8 @@ def about_copies(taught: Answers, images: Tensor, real: Real) -> list[Row]:
         variant = between.min(1).values[at]  # the nearest other drawing to the one that was asked for
         of_concept = torch.full_like(near, float("inf"))
         for line, row in enumerate(kept):
-            same = [place[label, style] for label, style in place if label == taught.prompts[row].labels[0]]
+            label = taught.prompts[row].labels[0]
+            same = [place[label, style] for style in STYLES if (label, style) in place]
             of_concept[line, same] = near[line, same]
         rows += [
             Row(
@@ -347,7 +349,7 @@ def about_size(folder: Path) -> Row:
         "weights, tokenizer, configuration, readings",
         f"{megabytes:.1f} MB",
         f"{BARS['megabytes']:g} MB",
-        megabytes <= 40,
+        megabytes <= BARS["megabytes"],
     )
 
 
@@ -414,7 +416,7 @@ def main() -> None:
     source = Source(arguments.model, folder, arguments.guidance, model.spec.sha256, arguments.cache)
     judge = load(arguments.judge)
     whole = {"concepts": concepts(), "synonyms": synonyms(), "longer": longer(), "backgrounds": backgrounds()}
-    labels = sorted({prompt.labels[0] for prompt in whole["concepts"]})
+    labels = known_labels()
     asked = {name: spread(prompts, arguments.limit) for name, prompts in whole.items()}
     # a quick look draws a quarter of its prompts again with other seeds
     varied = spread(asked["concepts"], VARIED if arguments.limit is None else min(VARIED, -(-arguments.limit // 4)))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from judge import Judge, load
-from lists import concepts
+from lists import labels as known_labels
 from measures import wilson
 from PIL import Image
 from tqdm import tqdm
@@ -63,11 +63,6 @@ def changes(clip: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def closes(change: np.ndarray[Any, Any]) -> bool:
     """Whether the seam, the last of the changes (f,), is no larger than the largest of the others."""
     return bool(change[-1] <= change[:-1].max() + 1e-9)
-
-
-def known_labels() -> list[str]:
-    """What the judge is to be asked about: see the README."""
-    return sorted({prompt.labels[0] for prompt in concepts()})
 
 
 def measured(name: str, labels: Sequence[str], clips: Sequence[np.ndarray[Any, Any]], judge: Judge) -> Clips:
@@ -181,7 +176,8 @@ def main() -> None:
     about = json.loads((arguments.data / "clips.json").read_text(encoding="utf-8"))
     real = np.load(arguments.data / "clips.npy", mmap_mode="r")
     judge = load()
-    known = [k for k, one in enumerate(about) if one["label"] in known_labels()]
+    asked = set(known_labels())
+    known = [k for k, one in enumerate(about) if one["label"] in asked]
     chosen = [known[int(place)] for place in np.linspace(0, len(known) - 1, min(arguments.prompts, len(known)))]
     labels = [about[k]["label"] for k in chosen]
     pipe = sdkit.pipeline(sdkit.load("emoji", **({"folder": arguments.folder} if arguments.folder else {})))

@@ -14,6 +14,7 @@ __all__ = [
     "Prompt",
     "backgrounds",
     "concepts",
+    "labels",
     "longer",
     "new_words",
     "synonyms",
@@ -95,6 +96,11 @@ def concepts() -> list[Prompt]:
         style = _style(line, line)
         found.append(Prompt(line, (line.removesuffix(f", {style} style"),), style))
     return found
+
+
+def labels() -> list[str]:
+    """What ``concepts.txt`` asks for, in order: what the judge is to be asked about, see the README."""
+    return sorted({prompt.labels[0] for prompt in concepts()})
 
 
 def _told(name: str) -> list[Prompt]:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from attrs import evolve
 from judge import SIDE, Judge, Network, load, save
-from lists import STYLES, concepts
+from lists import STYLES
+from lists import labels as known_labels
 from measures import wilson
 from torch import Tensor
 from torch.nn import functional as F
@@ -248,7 +249,7 @@ def main() -> None:
 
     drawings, entries = read(arguments.real)
     names = sorted({one["label"] for one in entries})
-    labels = sorted({prompt.labels[0] for prompt in concepts()} & set(names))
+    labels = sorted(set(known_labels()) & set(names))
     rows = np.array([index for index, one in enumerate(entries) if not one["held_out"]])
     place = {name: index for index, name in enumerate(names)}
     truth = torch.tensor([place[one["label"]] for one in entries])

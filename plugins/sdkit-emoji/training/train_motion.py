@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 from train_denoiser import Texts
 
-from sdkit import Flow, RectifiedFlow
+from sdkit import Flow, RectifiedFlow, take
 from sdkit_emoji.motion import TRAVEL, Motion, Moving, circle, digest, layers_for
 from sdkit_emoji.networks import Autoencoder, TextStates, UNet
 from sdkit_training import LogitNormal, Plan, Training, losses, normals, order, uniforms
@@ -96,13 +96,10 @@ class Lessons:
         weights_ = circle(length, self.travel).float()
         bases = normals(self.seed, f"noise {number}", pieces, weights_.shape[1], *x0.shape[1:])
         noise = torch.einsum("fk,pkchw->pfchw", weights_, bases).flatten(0, 1)
-        told = self.empty if dropped < self.drop else self._of(int(self.forms[clip, int(form * self.forms.shape[1])]))
+        said = int(self.forms[clip, int(form * self.forms.shape[1])])
+        told = self.empty if dropped < self.drop else take(self.bank, [said])
         cond = TextStates(*(part.expand(len(x0), *part.shape[1:]) for part in (told.tokens, told.mask, told.pooled)))
         return x0, noise, [shares[k // length] for k in range(len(x0))], cond, length
-
-    def _of(self, row: int) -> TextStates:
-        one = slice(row, row + 1)
-        return TextStates(self.bank.tokens[one], self.bank.mask[one], self.bank.pooled[one])
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 from train_denoiser import COLOURED, Texts, read_concepts, walk
 
+from sdkit import take
 from sdkit_emoji.networks import TextStates, UNet
 from sdkit_training import Plan, Training, normals, uniforms
 
@@ -77,11 +78,6 @@ def ways(network: Any, cond: TextStates, empty: TextStates, noise: Tensor, steps
     """Latents (n, STEPS + 1, ...) at the ends of the quarters, the noise first; Euler with guidance, equal steps."""
     walked = [noise, *walk(network, cond, empty, noise, steps, guidance)]
     return torch.stack(walked[:: steps // STEPS], 1)
-
-
-def part(cond: TextStates, rows: Any) -> TextStates:
-    """Some rows of text states."""
-    return TextStates(cond.tokens[rows], cond.mask[rows], cond.pooled[rows])
 
 
 def write(path: Path, low: Mapping[str, Tensor], rank: int) -> None:
@@ -157,7 +153,7 @@ def main() -> None:
             found.append(
                 ways(
                     lambda x, times, told: run(own, x, times, told),
-                    part(cond, rows),
+                    take(cond, rows),
                     empty,
                     noise,
                     arguments.way_steps,
@@ -174,7 +170,9 @@ def main() -> None:
         """Mean square of what is wrong in the flow; rows and quarters (b,)."""
         before = walked[rows, quarter] + shake
         aim = (before - walked[rows, quarter + 1]) * STEPS
-        return (run(changed(unet, change), before, 1 - quarter / STEPS, part(cond, rows)) - aim).square().mean()
+        return (
+            (run(changed(unet, change), before, 1 - quarter / STEPS, take(cond, rows.tolist())) - aim).square().mean()
+        )
 
     def objective(step: int, rows: range) -> Tensor:
         drawn = np.array(uniforms(arguments.seed, f"step {step} from {rows.start}", 2 * len(rows))).reshape(2, -1)
@@ -208,7 +206,7 @@ def main() -> None:
         change = changed(unet, training.weights)
         for quarter in range(STEPS):
             times = torch.full((len(x),), 1 - quarter / STEPS, device=device)
-            x = x - run(change, x, times, part(cond, test)) / STEPS
+            x = x - run(change, x, times, take(cond, test)) / STEPS
         return f"distance to the end of other ways {float((x - walked[test, -1]).square().mean()):.4f}"
 
     follow(training, keep, minutes=arguments.save_minutes, share=arguments.share)
