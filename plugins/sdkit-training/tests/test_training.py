@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_an_average_is_the_sum_it_is_said_to_be(decay: float, updates: int) -> N
     assert float(average.values["w"]) == pytest.approx(wanted, abs=1e-5)
 
 
-def training(plan: Plan, seed: int = 7, facts: dict[str, Any] | None = None) -> Training:
+def training(plan: Plan, seed: int = 7, facts: dict[str, Any] | None = None, muon: Collection[str] = ()) -> Training:
     """A small regression whose every draw is addressed by step and row."""
     weights = {"a": normals(seed, "a", 3, 4).requires_grad_(), "b": normals(seed, "b", 2, 3).requires_grad_()}
     whole = plan.batch * plan.accumulate
@@ -183,24 +184,27 @@ def training(plan: Plan, seed: int = 7, facts: dict[str, Any] | None = None) -> 
         x = normals(seed, f"x {step}", whole, 4)[rows.start : rows.stop]
         return (torch.tanh(x @ weights["a"].T) @ weights["b"].T - x[:, :2]).square().mean()
 
-    return Training(weights, objective, plan, facts)
+    return Training(weights, objective, plan, facts, muon=muon)
 
 
 def bits(one: Training) -> dict[str, Tensor]:
     return {**one.parameters, **{f"average {k}": v for k, v in one.weights.items()}}
 
 
+@pytest.mark.parametrize("muon", [(), ("a",), ("a", "b")])
 @pytest.mark.parametrize("average", [None, 0.9])
-def test_a_resumed_training_is_the_straight_one_bit_for_bit(tmp_path: Path, average: float | None) -> None:
+def test_a_resumed_training_is_the_straight_one_bit_for_bit(
+    tmp_path: Path, average: float | None, muon: tuple[str, ...]
+) -> None:
     plan = Plan(steps=12, batch=3, accumulate=2, learning_rate=0.05, warm_up=2, weight_decay=0.01, average=average)
-    straight = training(plan)
+    straight = training(plan, muon=muon)
     told = [(event.loss, event.gradient, event.rate) for event in straight.run()]
-    first = training(plan)
+    first = training(plan, muon=muon)
     for event in first.run():
         if event.step == 5:
             break
     first.save(tmp_path / "stop.safetensors")
-    second = training(plan)
+    second = training(plan, muon=muon)
     second.restore(tmp_path / "stop.safetensors")
     again = [(event.loss, event.gradient, event.rate) for event in second.run()]
     assert again == told[5:]
@@ -208,6 +212,57 @@ def test_a_resumed_training_is_the_straight_one_bit_for_bit(tmp_path: Path, aver
     for name, value in bits(straight).items():
         assert torch.equal(bits(second)[name], value), name
     assert b"pickle" not in (tmp_path / "stop.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 8), (4, 2, 3, 3), (4, 5, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_orthogonal_steps_of_the_size_of_adamws(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    if layout is torch.channels_last and len(shape) < 4:
+        pytest.skip("a matrix has one layout")
+    weight = normals(1, "weight", *shape).contiguous(memory_format=layout).requires_grad_()
+    towards, before = normals(1, "towards", *shape), weight.detach().clone()
+
+    def objective(step: int, rows: range) -> Tensor:
+        return (weight * towards).sum()
+
+    run = Training({"w": weight}, objective, Plan(steps=1, batch=1, learning_rate=0.1, warm_up=0, decay=0), muon=["w"])
+    for _ in run.run():
+        pass
+    step = (before - weight.detach()).reshape(shape[0], -1).double()
+    left, _, right = torch.linalg.svd(towards.reshape(shape[0], -1).double(), full_matrices=False)
+    assert float((step * (left @ right)).sum() / step.norm() / len(right) ** 0.5) > 0.97  # nearly its polar factor
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.3)  # as large as AdamW's are mostly
+
+
+def test_muon_is_refused_for_what_is_no_matrix() -> None:
+    with pytest.raises(sdkit.ParameterError, match="no parameter 'c'"):
+        training(Plan(), muon=["c"])
+    with pytest.raises(sdkit.ParameterError, match=r"matrices, and 'v' has the shape \[3\]"):
+        Training({"v": torch.zeros(3, requires_grad=True)}, lambda step, rows: torch.zeros(()), Plan(), muon=["v"])
+
+
+def test_a_checkpoint_of_muon_fits_parameters_that_lie_otherwise_in_memory(tmp_path: Path) -> None:
+    def made(layout: torch.memory_format) -> Training:
+        weight = normals(1, "w", 4, 3, 3, 3).contiguous(memory_format=layout).requires_grad_()
+
+        def objective(step: int, rows: range) -> Tensor:
+            return (weight - normals(1, f"{step}", 4, 3, 3, 3)).square().mean()
+
+        return Training({"w": weight}, objective, Plan(steps=6, batch=1, learning_rate=0.05, warm_up=0), muon=["w"])
+
+    straight, first, second = (
+        made(one) for one in (torch.contiguous_format, torch.channels_last, torch.contiguous_format)
+    )
+    for _ in straight.run():
+        pass
+    for event in first.run():
+        if event.step == 3:
+            break
+    second.restore(first.save(tmp_path / "stop.safetensors"))
+    for _ in second.run():
+        pass
+    # bfloat16 inside Muon sums in another order; that is all that may differ
+    torch.testing.assert_close(second.parameters["w"], straight.parameters["w"], atol=2e-3, rtol=0)
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch() -> None:

@@ -8,6 +8,7 @@ from sdkit_training.draws import normals, order, uniforms
 from sdkit_training.levels import LogitNormal, Times, Uniform, times_for
 from sdkit_training.loop import Objective, Plan, Progress, Training
 from sdkit_training.losses import MinSnr, Plain, Weighting, losses, noised, targets
+from sdkit_training.optimizer import Optimizer
 
 __all__ = [
     "Average",
@@ -15,6 +16,7 @@ __all__ = [
     "LogitNormal",
     "MinSnr",
     "Objective",
+    "Optimizer",
     "Plain",
     "Plan",
     "Progress",

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sdkit import FileError, NonFiniteError, ParameterError
 from sdkit_training.average import Average
+from sdkit_training.optimizer import Optimizer
 
 __all__ = ["Objective", "Plan", "Progress", "Training"]
 
@@ -53,7 +54,7 @@ class Plan:
         learning_rate: Its height.
         warm_up: Updates in which it rises from 0.
         decay: Last share of the training in which it falls along a cosine to 1/100, 0 to 1.
-        weight_decay: Of AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
+        weight_decay: Of the optimiser, as a share of the learning rate.
         clip: Longest gradient, in its norm over all parameters; infinity for any.
         average: Decay of the averaged weights, or None for none.
 
@@ -123,22 +124,30 @@ class Training:
         objective: What is minimised.
         plan: How long and how fast.
         facts: What a checkpoint must agree with besides, for example the data's hash; JSON values.
+        muon: Names of the parameters that Muon changes and not AdamW, see `Optimizer`.
+
+    Raises:
+        ParameterError: there are no parameters, or ``muon`` names something else than matrices among them.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], objective: Objective, plan: Plan, facts: Mapping[str, Any] | None = None
+        self,
+        parameters: Mapping[str, Tensor],
+        objective: Objective,
+        plan: Plan,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        muon: Collection[str] = (),
     ) -> None:
         if not parameters:
             raise ParameterError("There is nothing to train: no parameters were given.")
         self.parameters = dict(parameters)
         self.objective = objective
         self.plan = plan
-        self.facts = dict(facts or {})
+        self.facts = {**(facts or {}), **({"muon": sorted(muon)} if muon else {})}
         self.step = 0
         self.average = None if plan.average is None else Average(parameters, plan.average)
-        self._optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=plan.learning_rate, weight_decay=plan.weight_decay, foreach=True
-        )
+        self._optimizer = Optimizer(self.parameters, plan.learning_rate, plan.weight_decay, muon)
 
     def run(self) -> Iterator[Progress]:
         """Train to the end of the plan, one event per update; to stop, stop iterating.
@@ -149,9 +158,7 @@ class Training:
         began, plan = time.perf_counter(), self.plan
         while self.step < plan.steps:
             rate = plan.rate(self.step)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.clear()
             loss = self._gradients()
             norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), plan.clip))
             if not math.isfinite(loss) or not math.isfinite(norm):
@@ -159,7 +166,7 @@ class Training:
                     f"The loss of update {self.step + 1} is {loss}, its gradient {norm}; train in float32, or with a "
                     "lower learning rate."
                 )
-            self._optimizer.step()
+            self._optimizer.step(rate)
             self.step += 1
             if self.average is not None:
                 self.average.update(self.parameters)
@@ -189,13 +196,8 @@ class Training:
             FileError: it cannot be written.
         """
         tensors = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
-        numbers: dict[str, dict[str, Any]] = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value.detach()
-                else:
-                    numbers.setdefault(name, {})[key] = value
+        kept, numbers = self._optimizer.state()
+        tensors |= {f"optimizer.{key}": value for key, value in kept.items()}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
         state = {"version": VERSION, "step": self.step, "numbers": numbers, **self._agreed()}
@@ -233,21 +235,12 @@ class Training:
     @torch.no_grad()
     def _put_in(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
-        self._optimizer.state.clear()
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
-            kept: dict[str, Any] = {
-                key.split(".", 2)[1]: value.clone()
-                for key, value in tensors.items()
-                if key.startswith("optimizer.") and key.split(".", 2)[2] == name
-            }
-            # counters of updates stay on the CPU, as torch keeps them
-            kept = {key: value if value.ndim == 0 else value.to(parameter.device) for key, value in kept.items()}
-            kept |= state.get("numbers", {}).get(name, {})
-            if kept:
-                self._optimizer.state[parameter] = kept
             if self.average is not None:
                 self.average.values[name].copy_(tensors[f"average.{name}"])
+        kept = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith("optimizer.")}
+        self._optimizer.restore(kept, state.get("numbers", {}))
         if self.average is not None:
             self.average.updates = self.step
 
