@@ -141,6 +141,9 @@ def test_a_resumed_training_writes_the_same_file(model: sdkit.Model[Any], folder
     assert seen == [3, 4]
     assert again.read_bytes() == straight.read_bytes()
     assert not list(tmp_path.glob("*.checkpoint.*")) and not list(tmp_path.glob(".*"))
+    with pytest.raises(sdkit.FileError, match=r"'again\.safetensors' is there: its training was finished"):
+        train(model, folder, again, settings, resume=True)
+    assert again.read_bytes() == straight.read_bytes()
 
 
 def test_a_checkpoint_of_other_data_is_refused(model: sdkit.Model[Any], folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import sdkit
-from sdkit import Model, NetworkDenoiser, ParameterError, concatenate, take
+from sdkit import FileError, Model, NetworkDenoiser, ParameterError, concatenate, take
 from sdkit_lora.applying import Active, Bypass, Table
 from sdkit_lora.deltas import LowRank
 from sdkit_lora.errors import AdapterError
@@ -427,9 +427,15 @@ def run(
     """Train to the end, with checkpoints beside ``out``; the last one is removed at the end.
 
     Raises:
-        FileError: a checkpoint cannot be written, or is one of another training.
+        FileError: a checkpoint cannot be written, or is one of another training; or there is nothing to resume, since
+            the training was finished.
     """
     place, training = checkpoint_of(out), session.training
+    if resume and not place.exists() and Path(out).exists():
+        raise FileError(
+            f"There is no checkpoint {place.name!r} to go on from, and {Path(out).name!r} is there: its training was "
+            "finished. To train it again from the start, leave --resume (resume=True) out."
+        )
     if resume and place.exists():
         training.restore(place)
     saved = training.step
