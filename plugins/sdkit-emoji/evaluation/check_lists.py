@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lists import COLOURS, STYLES, backgrounds, concepts, longer, new_words, synonyms, words
+from lists import COLOURS, STYLES, backgrounds, concepts, longer, new_words, short, synonyms, words
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
@@ -41,19 +41,20 @@ def spoiled(entries: Sequence[dict[str, Any]], rounds: int) -> Counter[str]:
 def wrong_lists(labels: set[str]) -> list[str]:
     """Sentences about the lists' own faults, given the labels that the judge knows; none where they are well made."""
     found = []
-    taught, other, among, composed = concepts(), synonyms(), longer(), backgrounds()
+    taught, other, among, composed, plain = concepts(), synonyms(), longer(), backgrounds(), short()
     for name, prompts, count in (
         ("concepts", taught, 500),
         ("synonyms", other, 100),
         ("longer", among, 64),
         ("backgrounds", composed, 64),
+        ("short", plain, 64),
     ):
         if len(prompts) != count:
             found.append(f"{name}.txt has {len(prompts)} prompts, not {count}.")
         if len({prompt.text for prompt in prompts}) != len(prompts):
             found.append(f"{name}.txt has a prompt twice.")
         styles = Counter(prompt.style for prompt in prompts)
-        if len(set(styles.values())) != 1 or set(styles) != set(STYLES):
+        if len(set(styles.values())) != 1 or set(styles) != ({""} if name == "short" else set(STYLES)):
             found.append(f"{name}.txt asks for styles unequally often: {dict(styles)}.")
         unknown = sorted({label for prompt in prompts for label in prompt.labels} - labels)
         if unknown:
@@ -61,7 +62,7 @@ def wrong_lists(labels: set[str]) -> list[str]:
     each = Counter(prompt.labels[0] for prompt in taught)
     if len(each) != 250 or set(each.values()) != {2}:
         found.append("concepts.txt does not ask for 250 concepts twice each.")
-    outside = sorted({label for prompt in (*other, *among, *composed) for label in prompt.labels} - set(each))
+    outside = sorted({label for prompt in (*other, *among, *composed, *plain) for label in prompt.labels} - set(each))
     if outside:
         found.append(f"Right answers that are no label of concepts.txt: {', '.join(outside)}.")
     found += [f"{prompt.text!r} names no known colour." for prompt in composed if prompt.colour not in COLOURS]

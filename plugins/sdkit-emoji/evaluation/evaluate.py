@@ -2,7 +2,7 @@
 
     python evaluate.py --data data/pictures --real data/real --markdown table.md --sheet sheet.png
 
-draws the prompts of the four lists and 32 of them with four seeds, at 50 and at 15 steps, through sdkit's own
+draws the prompts of the five lists and 32 of them with four seeds, at 50 and at 15 steps, through sdkit's own
 pipeline, and measures them. Pictures are kept in ``--cache``, by the hash of the weights: a run that was stopped goes
 on, and a run that is repeated only measures. ``--folder EXPORT`` takes weights of ``training/export.py``. ``--data`` is
 the folder of ``training/prepare.py``, ``--real`` that of ``real.py``; the README says how they are made.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from judge import WEIGHTS, Judge, Judgement, load
-from lists import COLOURS, STYLES, Prompt, backgrounds, concepts, longer, synonyms
+from lists import COLOURS, STYLES, Prompt, backgrounds, concepts, longer, short, synonyms
 from lists import labels as known_labels
 from measures import border_colour, frechet, mean_distance, named, wilson
 from pictures import Job, Source, draw, read
@@ -199,6 +199,10 @@ def about_prompts(lists: dict[str, Answers], images: dict[str, Tensor], judge: J
         among = lists["longer"]
         rows.append(share("concept among words that were not taught", among.right()))
         rows.append(share("the same, among the first five", among.right(5)))
+    if "short" in lists:
+        plain = lists["short"]
+        rows.append(share("concept, short prompts without a style", plain.right()))
+        rows.append(share("the same, among the first five", plain.right(5)))
     if "backgrounds" in lists:
         composed = lists["backgrounds"]
         measured = named(border_colour(images["backgrounds"]), COLOURS)
@@ -365,9 +369,9 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 def sheet(path: Path, lists: dict[str, Answers], images: dict[str, Tensor], count: int = 60, columns: int = 10) -> None:
     """Some of the evaluated pictures with what was asked and, in red, what the judge took a wrong one for."""
     chosen = []
-    for name, parts in {"concepts": 3, "synonyms": 1, "longer": 1, "backgrounds": 1}.items():
+    for name, parts in {"concepts": 3, "synonyms": 1, "longer": 1, "short": 1, "backgrounds": 1}.items():
         if name in lists:
-            part = count * parts // 6 + 1
+            part = count * parts // 7 + 1
             places = np.linspace(0, len(images[name]) - 1, min(part, len(images[name]))).round().astype(int)
             chosen += [(name, int(place)) for place in places]
     chosen = chosen[: count + 3]
@@ -415,7 +419,8 @@ def main() -> None:
     model = source.load()
     source = Source(arguments.model, folder, arguments.guidance, model.spec.sha256, arguments.cache)
     judge = load(arguments.judge)
-    whole = {"concepts": concepts(), "synonyms": synonyms(), "longer": longer(), "backgrounds": backgrounds()}
+    whole = {"concepts": concepts(), "synonyms": synonyms(), "longer": longer(), "short": short()}
+    whole["backgrounds"] = backgrounds()
     labels = known_labels()
     asked = {name: spread(prompts, arguments.limit) for name, prompts in whole.items()}
     # a quick look draws a quarter of its prompts again with other seeds

@@ -17,6 +17,7 @@ __all__ = [
     "labels",
     "longer",
     "new_words",
+    "short",
     "synonyms",
     "words",
 ]
@@ -58,7 +59,7 @@ class Prompt:
     Attributes:
         text: What the model is given.
         labels: Concepts that are right answers, the first one the nearest.
-        style: The style asked for.
+        style: The style asked for, or empty.
         colour: Name of the background asked for, or empty.
     """
 
@@ -119,6 +120,15 @@ def synonyms() -> list[Prompt]:
 def longer() -> list[Prompt]:
     """``longer.txt``: what the model was taught among words that it was not."""
     return _told("longer.txt")
+
+
+def short() -> list[Prompt]:
+    """``short.txt``: prompts as people type them first, which name no style."""
+    found = []
+    for line in _lines("short.txt"):
+        text, right = _parts(line, 2)
+        found.append(Prompt(text, tuple(label.strip() for label in right.split(";")), ""))
+    return found
 
 
 def backgrounds() -> list[Prompt]:

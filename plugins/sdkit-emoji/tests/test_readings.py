@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +22,9 @@ TABLE = Readings(
     ("dog face", "t-rex", "star", "crying face", "snow"),
     {"puppy": "dog face", "dinosaur": "T-Rex", "three": "star", "sad": "crying face", "goodness": "star"},
     {"sad": "crying face"},
+    {"celebration": "star"},
 )
+STYLED = evolve(TABLE, style="3d")
 
 
 def knows(word: str) -> bool:
@@ -57,6 +61,12 @@ def usual(word: str) -> bool:
         ("a sad puppy", "dog face"),
         ("a dog face and a puppy", "dog face"),
         ("a T-Rex, a puppy", "T-Rex"),
+        ("a puppy in the snow", "a dog face in the snow"),
+        ("a photo of snow", "a photo of snow"),
+        ("a big celebration", "star"),
+        ("a celebration in the snow", "snow"),
+        ("a happy dinosaur", "a happy T-Rex"),
+        ("an iguana, a dinosaur", "an iguana, a dinosaur"),
         ("", ""),
         ("3d style", "3d style"),
         ("face", "face"),
@@ -73,8 +83,31 @@ def test_a_reading_names_the_word_and_what_stands_for_it() -> None:
     assert TABLE.of("a kitten", knows) == Reading("a kitten")
 
 
-def test_what_was_taught_is_never_replaced() -> None:
-    assert TABLE.of("puppy", lambda word: True).text == "puppy"
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("a star", "a star, 3d style"),
+        ("puppy.", "dog face, 3d style"),
+        ("a fluffy star over the sea on a teal background", "star on a teal background, 3d style"),
+        ("a star, noto style", "a star, noto style"),
+        ("a star in zorblax style", "a star in zorblax style"),
+        ("a zorblax star", "a zorblax star"),  # the name that an adapter was taught may be one of a style
+        ("", ""),
+        ("kitten", "kitten"),
+    ],
+)
+def test_a_prompt_without_a_style_gets_one_where_it_names_a_concept(prompt: str, read: str) -> None:
+    found = STYLED.of(prompt, knows, usual)
+    assert found.text == read
+    assert found.style == ("3d" if "3d" in read else "")
+    assert STYLED.of(found.text, knows, usual).text == read
+
+
+@pytest.mark.parametrize(("word", "article"), [("iguana", "an"), ("dog", "a"), ("Iguana", "an")])
+@pytest.mark.parametrize("prompt", ["a puppy", "an puppy", "I have an  puppy"])
+def test_an_article_fits_what_stands_in_its_place(word: str, article: str, prompt: str) -> None:
+    read = Readings((word,), {"puppy": word}).of(prompt, lambda _: True).text
+    assert read.split()[-2:] == [article, word]
 
 
 @settings(deadline=None)
@@ -86,7 +119,7 @@ def test_reading_is_done_once_and_says_what_it_did(prompt: str) -> None:
         assert found.text == prompt
     if found.word and not found.left_out:
         before, _, after = found.text.partition(found.concept)
-        assert prompt.startswith(before) and prompt.endswith(after)
+        assert prompt.startswith(re.sub(r"\ban?\s+$", "", before)) and prompt.endswith(after)
 
 
 @settings(deadline=None)
@@ -126,14 +159,21 @@ def model() -> sdkit.Model[TextStates]:
     return load()
 
 
-def test_the_table_holds_no_taught_word_and_only_concepts(model: sdkit.Model[TextStates]) -> None:
+def test_the_table_holds_no_concepts_name_and_reads_as_concepts_alone(model: sdkit.Model[TextStates]) -> None:
     encoder = model.encoder
     assert isinstance(encoder, EmojiEncoder)
     table = encoder.readings
     assert len(table.nouns) > 20_000 and len(table.faces) > 5_000
     assert {*table.nouns.values(), *table.faces.values()} <= set(encoder.concepts)
     assert all("face" in concept for concept in table.faces.values())
-    assert not ({*table.nouns, *table.faces} & encoder.words)
+    names = {concept.lower() for concept in encoder.concepts}
+    assert not {*table.nouns, *table.faces, *table.tags} & names
+    assert table.style in encoder.styles
+    assert table.tags.keys() <= encoder.words and not table.tags.keys() & table.nouns.keys()
+    for word in ("girl", "poet", "boy", "african", "teacher"):  # the nearest concepts would be insults
+        assert word not in table.nouns and word not in table.faces
+    read = {word: table.nouns[word] for word in ("car", "coffee", "burger", "ship", "wizard")}
+    assert read["car"] == "automobile" and read["coffee"] == "hot beverage" and read["ship"] == "sailboat"
 
 
 def test_a_word_is_drawn_as_what_it_is_read_as(model: sdkit.Model[TextStates]) -> None:
@@ -147,6 +187,7 @@ def test_a_word_is_drawn_as_what_it_is_read_as(model: sdkit.Model[TextStates]) -
         assert encoder.reading(f"{concept}, 3d style").word == "", concept
     (hint,) = encoder.hints("puppy, 3d style")
     assert f"reads 'puppy' as '{read.concept}'" in hint
+    assert encoder.hints("a car") == ["The emoji model reads 'car' as 'automobile'."]
     (hint,) = encoder.hints("a cute fox sleeping under a tree, 3d style")
     assert "reads the prompt as 'fox, 3d style'" in hint
 
@@ -158,15 +199,15 @@ def test_prompts_in_taught_words_are_encoded_as_they_are(model: sdkit.Model[Text
         for prompt in (
             f"{concept}, 3d style",
             f"a {concept.lower()} on a sky blue background, flat fluent style",
-            concept,
         ):
             assert encoder.reading(prompt).text == prompt
+        assert encoder.reading(concept).text == f"{concept}, 3d style"
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     for path in WEIGHTS.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    for content in (b"{}", b"[]", b"no JSON", b'{"nouns": {"dog": 3}, "faces": {}}'):
+    for content in (b"{}", b"[]", b"no JSON", b'{"nouns": {"dog": 3}, "faces": {}, "tags": {}}'):
         (tmp_path / "readings.json").write_bytes(content)
         with pytest.raises(sdkit.FileError, match="damaged or of another version"):
             load(folder=tmp_path)

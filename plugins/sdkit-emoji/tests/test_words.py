@@ -206,3 +206,73 @@ def test_measuring_the_pace_changes_no_parameter_and_a_resumed_run_takes_the_sam
     assert 1 <= steps < plan.steps and torch.equal(value, torch.ones(3))
     assert paced(5.0, True) == steps
     assert paced(None, False) == plan.steps
+
+
+def test_words_for_people_are_told_from_ghosts_dogs_and_things(tools: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text(
+        """\
+00000010 03 n 01 person 0 000 | a human being
+00000020 18 n 01 poet 0 001 @ 00000010 n 0000 | a writer of poems
+00000030 18 n 01 homer 0 001 @i 00000020 n 0000 | a Greek poet
+00000040 18 n 01 ghost 0 000 | a spirit
+00000050 05 n 01 pup 0 000 | a young dog
+00000060 18 n 01 pup 0 001 @ 00000010 n 0000 | a youngster
+00000070 10 n 01 latin 0 000 | a language
+00000080 18 n 01 latin 0 001 @ 00000010 n 0000 | an inhabitant of Latium
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "index.noun").write_text(
+        """\
+poet n 1 0 1 0 00000020
+homer n 1 0 1 0 00000030
+ghost n 1 0 1 0 00000040
+pup n 2 0 2 0 00000050 00000060
+latin n 2 0 2 0 00000070 00000080
+""",
+        encoding="utf-8",
+    )
+    dictionary = tools.dictionary.Dictionary(tmp_path)
+    words = ["poet", "poets", "homer", "ghost", "pup", "latin", "unheard"]
+    assert dictionary.people(words) == {"poet", "poets", "homer", "latin"}
+    assert dictionary.animals(words) == {"pup"}
+
+
+def test_what_words_are_read_as_and_which_are_not(tools: SimpleNamespace) -> None:
+    concepts = ["sailboat", "anchor", "cat face", "crying face"]
+    sail, anchor, cat, crying = torch.eye(5)[:4]
+    far = torch.eye(5)[4]
+    rows = {
+        "yacht": sail + 0.3 * anchor,  # a noun: the nearest
+        "ship": sail + 0.7 * anchor,  # said of the anchor, but much nearer to the other
+        "harbour": sail + 0.9 * anchor,  # said of the anchor, and about as near
+        "girl": cat,  # for people: nothing
+        "kitty": cat + crying,  # an animal: before "face" only an animal's
+        "sailboat": sail,  # a concept itself
+        "dust": far + 0.1 * sail,  # near to nothing
+        "sobbing": crying,  # no noun
+        "weep": crying + 0.5 * far,  # no noun, said of the crying face
+        "teal": sail,  # in captions, but said of nothing
+    }
+    known = tools.dictionary.Known(
+        list(rows),
+        F.normalize(torch.stack(list(rows.values())), dim=-1),
+        7,
+        concepts,
+        torch.eye(5)[:4],
+        frozenset({"girl"}),
+        frozenset({"kitty", "cat"}),
+    )
+    taught = frozenset({"ship", "harbour", "weep", "teal"})
+    carriers = {"ship": {"anchor"}, "harbour": {"anchor"}, "weep": {"crying face"}}
+    found = tools.dictionary.readings(known, concepts, taught, carriers)
+    assert {name: set(words) for name, words in found["nouns"].items()} == {
+        "sailboat": {"yacht", "ship"},
+        "anchor": {"harbour"},
+        "cat face": {"kitty"},
+    }
+    assert found["tags"] == {"crying face": ["weep"]}
+    assert {name: set(words) for name, words in found["faces"].items()} == {
+        "cat face": {"kitty"},
+        "crying face": {"sobbing", "weep"},
+    }

@@ -67,12 +67,12 @@ def caption(
         name = f"{article(name) if random.random() < 0.6 else name} on {article(colour)} background"
     style = entry["style"]
     draw = random.random()
-    if draw < 0.65:
+    if draw < 0.7:
         return f"{name}, {style} style"
-    if draw < 0.75:
-        return f"{style} style, {name}"
     if draw < 0.82:
+        return f"{style} style, {name}"
+    if draw < 0.9:
         return f"{name} in {style} style"
-    if draw < 0.88:
+    if draw < 0.96:
         return f"{style} style {name}"
     return name

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +32,10 @@ SEEN = frozenset({5, 6, 8, 12, 13, 17, 18, 19, 20, 25, 27})
 """WordNet's files of what can be drawn: animal, artifact, body, feeling, food, object, person, phenomenon, plant,
 shape, substance (https://wordnet.princeton.edu/documentation/lexnames5wn)."""
 NOUN, FACE = 0.45, 0.4  # cosines to the nearest concept from which on a word is read as it
+SAID, TAG = 0.3, 0.15  # the same for words that captions said of a concept, and how much nearer that makes it
+ANIMAL, PERSON = 5, 18  # WordNet's files of them
+PEOPLE = frozenset({"person", "human being"})
+"""What everybody is a kind of, and a ghost is not."""
 SHARPNESS = 0.05  # of the softmax over similarities to names
 SENSES = 2  # of a word that are looked at, the most frequent ones
 SYNONYMS, DEFINITION, HYPERNYM, TAGS = 0.5, 0.5, 0.3, 0.5
@@ -64,18 +69,22 @@ class Dictionary:
 
     def __init__(self, folder: Path) -> None:
         found: dict[str, tuple[tuple[str, ...], str, list[str], int]] = {}
+        above_all: dict[str, list[str]] = {}
         for line in self._lines(folder / "data.noun"):
             head, _, gloss = line.partition(" | ")
             fields = head.split()
             count = int(fields[3], 16)
             lemmas = tuple(lemma.replace("_", " ").lower() for lemma in fields[4 : 4 + 2 * count : 2])
             links = fields[5 + 2 * count :]
-            above = [links[at + 1] for at in range(0, 4 * int(fields[4 + 2 * count]), 4) if links[at] == "@"]
+            kinds = [(links[at], links[at + 1]) for at in range(0, 4 * int(fields[4 + 2 * count]), 4)]
+            above = [key for link, key in kinds if link == "@"]
+            above_all[fields[0]] = [key for link, key in kinds if link in ("@", "@i")]  # Mozart is no kind, but one
             found[fields[0]] = lemmas, gloss.split(";")[0].strip(), above, int(fields[1])
         self._senses = {
             key: Sense(lemmas, gloss, tuple(found[one][0][0] for one in above), file)
             for key, (lemmas, gloss, above, file) in found.items()
         }
+        self._above = above_all
         self._index: dict[str, list[str]] = {}
         for line in self._lines(folder / "index.noun"):
             fields = line.split()
@@ -87,13 +96,39 @@ class Dictionary:
 
     def senses(self, word: str) -> list[Sense]:
         """The most frequent senses of a word as a noun; of its singular if it has none itself."""
-        keys = self._index.get(word) or self._index.get(word.removesuffix("s")) or []
-        return [self._senses[key] for key in keys[:SENSES]]
+        return [self._senses[key] for key in self._keys(word)[:SENSES]]
+
+    def _keys(self, word: str) -> list[str]:
+        return self._index.get(word) or self._index.get(word.removesuffix("s")) or []
 
     def drawable(self) -> list[str]:
         """Single words in lower case of which a frequent sense can be drawn."""
         words = (word for word in self._index if re.fullmatch(r"[a-z]{3,14}", word))
         return sorted(word for word in words if any(sense.file in SEEN for sense in self.senses(word)))
+
+    def people(self, texts: Iterable[str]) -> frozenset[str]:
+        """Those of some texts whose first sense is a person, or whose second is where the first cannot be drawn."""
+        found = set()
+        for text in texts:
+            first, *others = [*self._keys(text)[:SENSES], ""]
+            second = others[0] if others else ""
+            seen = bool(first) and self._senses[first].file in SEEN and self._senses[first].file != PERSON
+            if self._of_people(first) or (not seen and self._of_people(second)):
+                found.add(text)
+        return frozenset(found)
+
+    def animals(self, texts: Iterable[str]) -> frozenset[str]:
+        """Those of some texts that mean an animal first of all."""
+        return frozenset(text for text in texts if any(one.file == ANIMAL for one in self.senses(text)[:1]))
+
+    def _of_people(self, key: str) -> bool:
+        """Whether a sense is a kind of person, or one of them."""
+        walk = [key] if key else []
+        for one in walk:  # grows while it is walked
+            if one in self._senses and PEOPLE & set(self._senses[one].lemmas):
+                return True
+            walk += [above for above in self._above.get(one, ()) if above not in walk]
+        return False
 
 
 def enriched(teacher: Teacher, dictionary: Dictionary, texts: list[str], tags: list[list[str]] | None = None) -> Tensor:
@@ -144,6 +179,8 @@ class Known:
         vectors: Their embeddings, (n, 384) of length one.
         names: Names of the pictures, as captions have them.
         name_vectors: Their embeddings, (m, 384) of length one.
+        people: Those of the words and names that mean a person.
+        animals: Those that mean an animal; of names, what stands before "face".
     """
 
     words: list[str]
@@ -151,6 +188,8 @@ class Known:
     drawable: int
     names: list[str]
     name_vectors: Tensor
+    people: frozenset[str] = frozenset()
+    animals: frozenset[str] = frozenset()
 
     def cosines(self, concepts: list[str]) -> Tensor:
         """How near each word is to each of some names, (n, number of concepts)."""
@@ -161,6 +200,7 @@ class Known:
 def write(path: Path, known: Known) -> None:
     """Write ``words.safetensors``."""
     about = {"words": known.words, "drawable": known.drawable, "names": known.names}
+    about |= {"people": sorted(known.people), "animals": sorted(known.animals)}
     save_file({"vectors": known.vectors, "names": known.name_vectors}, path, {"known": json.dumps(about)})
 
 
@@ -169,7 +209,13 @@ def read(path: Path) -> Known:
     with safe_open(path, "pt") as opened:
         about = json.loads(opened.metadata()["known"])
         return Known(
-            about["words"], opened.get_tensor("vectors"), about["drawable"], about["names"], opened.get_tensor("names")
+            about["words"],
+            opened.get_tensor("vectors"),
+            about["drawable"],
+            about["names"],
+            opened.get_tensor("names"),
+            frozenset(about["people"]),
+            frozenset(about["animals"]),
         )
 
 
@@ -197,19 +243,45 @@ def near(
     return found
 
 
-def readings(known: Known, concepts: list[str], taught: frozenset[str]) -> dict[str, dict[str, list[str]]]:
-    """What `sdkit_emoji.readings` reads words as that captions did not hold: as the concept nearest to them.
+def readings(
+    known: Known, concepts: list[str], taught: frozenset[str], carriers: Mapping[str, Collection[str]]
+) -> dict[str, dict[str, list[str]]]:
+    """What `sdkit_emoji.readings` reads words as that name no concept: as the concept nearest to them.
 
-    Of nouns, those that can be drawn; before "face" any word, and then only concepts that are faces.
+    Words for people are read as nothing, since no concept is a person: the nearest would be an alien or a chick. Words
+    that captions held beside names, as a tag or in a name, are nearer to the concepts that they were said of. The
+    tables: ``nouns``, which can be drawn; ``faces``, words before "face", which are read as faces, those of animals for
+    animals alone; ``tags``, other words that captions held, for where nothing else says what is to be drawn.
+
+    Args:
+        known: Words and names with their embeddings.
+        concepts: Names that are trained on.
+        taught: All words of captions.
+        carriers: Of words of captions, the concepts that they were said of.
     """
     cosines = known.cosines(concepts)
     face = torch.tensor(["face" in concept for concept in concepts])
+    person = torch.tensor([word in known.people for word in known.words])
+    said = torch.tensor([[concept in carriers.get(word, ()) for concept in concepts] for word in known.words])
+    free = torch.tensor([word not in taught for word in known.words]) & ~person
+    drawable = torch.arange(len(known.words)) < known.drawable
+    tagged = torch.where(said & (cosines >= SAID), cosines + TAG, -1.0)
+    nouns = torch.where(~person[:, None] & (cosines >= NOUN), cosines, -1.0).maximum(tagged)
+    beast = torch.tensor([word in known.animals for word in known.words])
+    beastly = torch.tensor([concept.removesuffix(" face") in known.animals for concept in concepts])
+    alike = free[:, None] & (beast[:, None] == beastly)
+    faces = torch.where(alike & (cosines >= FACE), cosines, -1.0).maximum(tagged)
+    wanted = free | (tagged > 0).any(1)
     found: dict[str, dict[str, list[str]]] = {}
-    for kind, scores, low in (("nouns", cosines, NOUN), ("faces", cosines.masked_fill(~face, -1.0), FACE)):
+    for kind, scores in (
+        ("nouns", nouns.where((drawable & wanted)[:, None], -1.0)),
+        ("faces", faces.where(face, -1.0)),
+        ("tags", tagged.where(~drawable[:, None], -1.0)),
+    ):
         best, which = scores.max(1)
         table = found[kind] = {}
-        for row in torch.nonzero(best >= low)[:, 0].tolist():
-            if known.words[row] not in taught and (kind == "faces" or row < known.drawable):
+        for row in torch.nonzero(best > 0)[:, 0].tolist():
+            if known.words[row] not in concepts:
                 table.setdefault(concepts[int(which[row])], []).append(known.words[row])
     return found
 
@@ -232,7 +304,9 @@ def main() -> None:
     print(f"{len(words)} words, {len(tags)} names")
     vectors = enriched(teacher, dictionary, words)
     names = enriched(teacher, dictionary, list(tags), list(tags.values()))
-    write(arguments.out, Known(words, vectors, len(drawable), list(tags), names))
+    people = dictionary.people([*words, *tags])
+    animals = dictionary.animals([*words, *(tag.removesuffix(" face") for tag in tags)])
+    write(arguments.out, Known(words, vectors, len(drawable), list(tags), names, people, animals))
 
 
 if __name__ == "__main__":

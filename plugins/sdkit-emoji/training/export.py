@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from captions import COLOURS, STYLES, clean, told
@@ -30,9 +31,21 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def write_readings(out: Path, words: Path, concepts: list[str], taught: frozenset[str]) -> None:
+def said_of(entries: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Of single words that are a tag or the last word of a name, the names that they were said of."""
+    found: dict[str, set[str]] = {}
+    for one in entries:
+        name = clean(one["label"])
+        for word in {*told(one), name.split()[-1]}:
+            if " " not in word:
+                found.setdefault(word, set()).add(name)
+    return found
+
+
+def write_readings(out: Path, words: Path, entries: list[dict[str, Any]], taught: frozenset[str]) -> None:
     """Write ``readings.json``: by concept, the words that are read as it."""
-    table = readings(read(words), [clean(name) for name in concepts], taught)
+    concepts = list(dict.fromkeys(one["label"] for one in entries))
+    table = readings(read(words), [clean(name) for name in concepts], taught, said_of(entries))
     lines = {
         kind: {name: sorted(found[clean(name)]) for name in concepts if clean(name) in found}
         for kind, found in table.items()
@@ -51,7 +64,8 @@ def main() -> None:
     parser.add_argument(
         "--words", type=Path, help="words.safetensors of dictionary.py: how words that were not taught are read"
     )
-    parser.add_argument("--guidance", type=float, default=4.0, help="recommended guidance scale")
+    parser.add_argument("--guidance", type=float, default=2.0, help="recommended guidance scale")
+    parser.add_argument("--style", choices=STYLES, default="3d", help="style of prompts that name none, with --words")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights")
     arguments = parser.parse_args()
 
@@ -83,9 +97,10 @@ def main() -> None:
         "concepts": concepts,
         "words": sorted(words),
         "readings": arguments.words is not None,
+        "style": arguments.style,
     }
     if arguments.words:
-        write_readings(arguments.out, arguments.words, concepts, frozenset(words))
+        write_readings(arguments.out, arguments.words, of_concepts, frozenset(words))
     (arguments.out / "config.json").write_text(
         json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

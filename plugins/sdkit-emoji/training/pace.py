@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from attrs import evolve
@@ -21,10 +21,17 @@ from sdkit_training import Objective, Plan, Training
 __all__ = ["affordable", "follow", "paced"]
 
 
-def affordable(objective: Objective, parameters: Mapping[str, Tensor], plan: Plan, minutes: float, trial: int) -> int:
+def affordable(
+    objective: Objective,
+    parameters: Mapping[str, Tensor],
+    plan: Plan,
+    minutes: float,
+    trial: int,
+    muon: Collection[str] = (),
+) -> int:
     """How many steps fit into ``minutes``, by making ``trial`` of them, at least 3; the parameters are put back."""
     before = {name: value.detach().clone() for name, value in parameters.items()}
-    training = Training(parameters, objective, evolve(plan, steps=trial, average=None))
+    training = Training(parameters, objective, evolve(plan, steps=trial, average=None), muon=muon)
     elapsed = [progress.elapsed for progress in training.run()]
     with torch.no_grad():
         for name, value in parameters.items():
@@ -41,15 +48,15 @@ def paced(
     arguments: argparse.Namespace,
     *,
     trial: int,
+    muon: Collection[str] = (),
 ) -> Plan:
     """The plan with its steps, which are kept in ``plan.json`` of ``--out``: a resumed run takes the same."""
     kept = arguments.out / "plan.json"
     if arguments.resume:
         plan = evolve(plan, steps=json.loads(kept.read_text(encoding="utf-8"))["steps"])
     elif arguments.minutes is not None:
-        plan = evolve(
-            plan, steps=min(plan.steps, affordable(objective, parameters, plan, float(arguments.minutes), trial))
-        )
+        most = affordable(objective, parameters, plan, float(arguments.minutes), trial, muon)
+        plan = evolve(plan, steps=min(plan.steps, most))
     kept.write_text(json.dumps({"steps": plan.steps}), encoding="utf-8")
     return plan
 

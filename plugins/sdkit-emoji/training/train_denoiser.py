@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from sdkit_training import LogitNormal, Plan, Training, losses, normals, order, 
 FORMS = 12  # captions written for each picture
 SHADES = 6  # coloured backgrounds drawn for each picture
 COLOURED = 0.4  # share of the batch that is on a coloured background
-TIMES = LogitNormal(mean=0.0, std=1.0)
 
 
 def read_concepts(path: Path | None, labels: set[str]) -> dict[str, int]:
@@ -96,6 +95,31 @@ def whiten(network: UNet, pooled: Tensor, generator: torch.Generator) -> None:
     mixing = torch.randn(layer.weight.shape, generator=generator) / layer.weight.shape[1] ** 0.5
     layer.weight.copy_(mixing.to(white.device) @ white)
     layer.bias.copy_(-layer.weight @ mean)
+
+
+@torch.no_grad()
+def grow(network: UNet, start: Mapping[str, Tensor], generator: torch.Generator) -> None:
+    """Weights of a smaller network in a larger one, which then answers as the smaller one does.
+
+    Units that are new between the text and the condition take their inputs from old ones, a little changed, and are
+    not listened to yet; a new layout begins at zero.
+    """
+    state = network.state_dict()
+    for name, value in start.items():
+        new = state[name].shape
+        if new == value.shape:
+            state[name] = value
+        elif name in ("from_text.0.weight", "from_text.0.bias"):
+            copied = value[torch.arange(new[0]) % len(value)]
+            fresh = torch.randn(copied[len(value) :].shape, generator=generator).to(value.device)
+            copied[len(value) :] += 0.3 * value.std() * fresh
+            state[name] = copied
+        elif name == "from_text.2.weight":
+            state[name] = torch.zeros(new, device=value.device)
+            state[name][:, : value.shape[1]] = value
+        else:
+            raise ValueError(f"{name} of {[*value.shape]} cannot be grown to {[*new]}; only hidden and layout can grow")
+    network.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -200,8 +224,16 @@ def main() -> None:
     )
     parser.add_argument("--concepts", type=Path, help="list of names to train on; every picture without it")
     parser.add_argument("--width", type=int, default=96, help="at the latent's size")
+    parser.add_argument("--hidden", type=int, help="width between the pooled text and the condition")
+    parser.add_argument("--layout", type=int, help="channels of a coarse layout drawn from the condition")
     add_precision(parser)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on a GPU")
+    parser.add_argument("--muon", action="store_true", help="change matrices by Muon, not by AdamW")
+    parser.add_argument(
+        "--times", type=float, nargs=2, default=(0.0, 1.0), metavar=("MEAN", "STD"), help="of their logit"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the network: two minutes that pay in long runs"
+    )
     parser.add_argument("--start", type=Path, help="folder of this program, or of exported weights, to start from")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped to the empty one")
     parser.add_argument("--decay", type=float, default=0.35, help="last share of the training, in which the rate falls")
@@ -253,15 +285,16 @@ def main() -> None:
         "condition": 320,
     }
     start = weights(arguments.start, "denoiser", device) if arguments.start else None
-    config = (start or {"config": config})["config"]
+    grown = {"hidden": arguments.hidden, "layout": arguments.layout}
+    config = (start or {"config": config})["config"] | {key: value for key, value in grown.items() if value is not None}
     model, shadow = UNet(**config), channels_last(UNet(**config), device).eval().requires_grad_(False)
     if start is not None:
-        model.load_state_dict(start["average"])
+        grow(model, start["average"], generator)
     else:
         whiten(model, bank.pooled.cpu(), generator)
     channels_last(model, device)
     run = torch.compile(model.run) if arguments.compile else model.run
-    schedule, flow = RectifiedFlow(), Flow()
+    schedule, flow, levels_of = RectifiedFlow(), Flow(), LogitNormal(*arguments.times)
     lessons = Lessons(latents, bank, forms, empty, torch.from_numpy(draws), arguments.drop, arguments.seed)
 
     def network(x: Tensor, times: Tensor, cond: TextStates) -> Tensor:
@@ -271,7 +304,7 @@ def main() -> None:
 
     def objective(step: int, rows: range) -> Tensor:
         x0, noise, shares, cond = lessons.batch(step, rows)
-        levels = [TIMES(schedule, share) for share in shares]
+        levels = [levels_of(schedule, share) for share in shares]
         return losses(network, flow, x0, noise, levels, cond).mean()
 
     plan = Plan(
@@ -287,9 +320,14 @@ def main() -> None:
     path = arguments.out / "checkpoint.safetensors"
     parameters = dict(model.named_parameters())
     told = "\n".join(unique)
-    facts = {"config": config, "seed": arguments.seed, "captions": hashlib.sha256(told.encode()).hexdigest()}
-    plan = paced(objective, parameters, plan, arguments, trial=arguments.time_steps)
-    training = Training(parameters, objective, plan, facts)
+    facts: dict[str, Any] = {"config": config, "times": list(arguments.times), "seed": arguments.seed}
+    facts["captions"] = hashlib.sha256(told.encode()).hexdigest()
+    # the ends touch latents, whose channels are few and each of its own kind
+    ends = ("first.weight", "last.weight")
+    matrices = [name for name, value in parameters.items() if value.ndim > 1 and name not in ends]
+    muon = matrices if arguments.muon else []
+    plan = paced(objective, parameters, plan, arguments, trial=arguments.time_steps, muon=muon)
+    training = Training(parameters, objective, plan, facts, muon=muon)
     if arguments.resume:
         training.restore(path)
     sheet_noise = torch.randn(1, *latents.shape[2:], generator=torch.Generator().manual_seed(0)).to(device)

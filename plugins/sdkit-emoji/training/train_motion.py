@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--travel", type=float, default=TRAVEL, help="share of the noise that differs between frames")
     add_precision(parser)
     parser.add_argument("--save-minutes", type=float, default=5, help="minutes between checkpoints")
+    parser.add_argument("--muon", action="store_true", help="change matrices by Muon, not by AdamW")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -200,8 +201,9 @@ def main() -> None:
 
     parameters: dict[str, Tensor] = dict(motion.named_parameters())
     path = arguments.out / "checkpoint.safetensors"
-    plan = paced(objective, parameters, plan, arguments, trial=TRIAL)
-    training = Training(parameters, objective, plan, {**facts, "seed": arguments.seed})
+    muon = [name for name, value in parameters.items() if value.ndim > 1] if arguments.muon else []
+    plan = paced(objective, parameters, plan, arguments, trial=TRIAL, muon=muon)
+    training = Training(parameters, objective, plan, {**facts, "seed": arguments.seed}, muon=muon)
     if arguments.resume:
         training.restore(path)
     print(f"{sum(value.numel() for value in parameters.values()) / 1e6:.2f} M parameters, {plan}", flush=True)

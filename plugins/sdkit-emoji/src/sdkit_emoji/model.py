@@ -73,10 +73,12 @@ class EmojiEncoder:
             text = text.replace(named[0], " ")
         content = [word for word in re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", text) if word not in FILLERS]
         unknown = [word for word in content if not self._knows(word)]
+        read = self.reading(prompt)
+        if read.word and not unknown:
+            found.append(f"The emoji model reads '{read.word}' as '{read.concept}'.")
         if unknown:
             near = self.nearest(" ".join(content))
             words = written([f"'{word}'" for word in dict.fromkeys(unknown)])
-            read = self.reading(prompt)
             instead = f" and reads '{read.word}' as '{read.concept}'" if read.word else ""
             instead += f"; it reads the prompt as '{read.text}'" if read.left_out else ""
             found.append(
@@ -129,7 +131,9 @@ def load(*, device: str = "cpu", folder: str | os.PathLike[str] | None = None) -
             autoencoder = Autoencoder(**config["autoencoder"])
         words = frozenset(config["words"])
         styles = tuple(config["styles"])
-        table = readings.parse(read(source, "readings.json"), spec.knows) if config.get("readings") else Readings()
+        table = Readings()
+        if config.get("readings"):
+            table = readings.parse(read(source, "readings.json"), spec.knows, str(config.get("style", "")))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise damaged(source, error) from error
     for part, network in (("text", text), ("denoiser", denoiser), ("autoencoder", autoencoder)):

@@ -1,11 +1,12 @@
 """Prompts as people write them, read in the words that the model was taught: "a puppy in the snow" as "dog".
 
-Two things are done, and nothing where a prompt holds only taught words. A word that was not taught is read as the
-concept nearest to it, where no concept is named: the last word of the first phrase, for that is mostly what is to be
-drawn ("a golden retriever puppy in the snow"); if that word is "face", the one before it says how the face looks. The
-table is made by ``training/dictionary.py`` of MiniLM's embeddings and WordNet, for all their words alike. Then what
-else was not taught is left out, and with it all that it belongs to: the concept stays, a named background, the style,
-and words that no dictionary holds, for they may be a name that an adapter was taught.
+Three things are done. A word is read as the concept nearest to it, where the first phrase names no concept: the last
+word of that phrase, for that is mostly what is to be drawn ("a golden retriever puppy in the snow"); if that word is
+"face", the one before it says how the face looks. The table is made by ``training/dictionary.py`` of MiniLM's
+embeddings and WordNet, for all their words alike, and of tags. Then what else was not taught is left out, and with it
+all that it belongs to: the concept stays, a named background, the style, and words that no dictionary holds, for they
+may be a name that an adapter was taught. Last, a prompt that names a concept, no style and no such name gets a style:
+without one the model would draw a mixture of all.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 __all__ = ["FILLERS", "Reading", "Readings", "parse"]
 
 WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 STYLED = re.compile(r"(?:\bflat )?[\w-]+ style\b", re.IGNORECASE)
 BEHIND = re.compile(r"\bon (?:an? |the )?(?:[^\W\d_]+ )?[^\W\d_]+ background\b", re.IGNORECASE)
+ARTICLE = re.compile(r"\b(an?)\s+$")
 FORMED = re.compile(r"(?i)(?:..(?:ing|ed|ly|ish|ous|ful|less|est)|...y)$")
 """Forms of English words, which no list of words holds all of."""
 FILLERS = frozenset(
-    re.findall(r"\w+", "a an the of in on and with one some my your style emoji icon picture drawing image")
+    re.findall(
+        r"\w+",
+        "a an the of in on and with one some my your style emoji icon picture drawing image photo photograph painting "
+        "portrait illustration sketch cartoon sticker scene view",
+    )
 )
 """Words of a prompt that say nothing about what is drawn."""
 ENDS = frozenset(["on", "in", "at", "with", "over", "under", "near", "beside", "behind", "before", "for", "and", "or"])
@@ -40,12 +46,14 @@ class Reading:
         word: The word that was replaced, or empty.
         concept: What stands in its place, or empty.
         left_out: Words that were not taught and were left out.
+        style: The style that was added, or empty.
     """
 
     text: str
     word: str = ""
     concept: str = ""
     left_out: tuple[str, ...] = ()
+    style: str = ""
 
 
 @frozen
@@ -56,11 +64,15 @@ class Readings:
         concepts: Names of all concepts, in lower case.
         nouns: Word -> concept.
         faces: Word -> concept, where "face" follows.
+        tags: Other word -> concept, where no concept is named at all.
+        style: What a prompt is read in that names no style; nothing is added if empty.
     """
 
     concepts: tuple[str, ...] = field(default=(), repr=False)
     nouns: Mapping[str, str] = field(factory=dict, repr=False)
     faces: Mapping[str, str] = field(factory=dict, repr=False)
+    tags: Mapping[str, str] = field(factory=dict, repr=False)
+    style: str = ""
     _named: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
     @_named.default
@@ -84,31 +96,45 @@ class Readings:
         """
         if not self.concepts:
             return Reading(prompt)
+        read = self._drawn(prompt, knows, usual)
+        if not self.style or STYLED.search(prompt) or self._named.search(read.text.lower()) is None:
+            return read
+        words = [_plain(match[0]) for match in WORD.finditer(read.text)]
+        if any(not knows(one) and one not in FILLERS and not self._dictionary(one, usual) for one in words):
+            return read
+        return evolve(read, text=f"{read.text.rstrip(' ,.')}, {self.style} style", style=self.style)
+
+    def _drawn(self, prompt: str, knows: Callable[[str], bool], usual: Callable[[str], bool]) -> Reading:
+        """The prompt with a concept that is to be drawn, without what was not taught."""
         styles = [match.span() for match in STYLED.finditer(prompt)]
         found = [
             match for match in WORD.finditer(prompt) if not any(start <= match.start() < end for start, end in styles)
         ]
-        named = self._named.search(prompt.lower())
-        if named is not None:
-            return self._without(prompt, found, Reading(prompt), named.span(), knows, usual)
         phrase: list[re.Match[str]] = []
         for match in found:
             between = prompt[phrase[-1].end() : match.start()] if phrase else ""
             if phrase and ("," in between or match[0].lower() in ENDS or self._acts(phrase[-1][0], match[0], knows)):
                 break
             phrase.append(match)
-        if not phrase:
-            return Reading(prompt)
+        named = self._named.search(prompt.lower())
+        if named is not None and (not phrase or named.start() < phrase[-1].end()):
+            return self._without(prompt, found, Reading(prompt), named.span(), knows, usual)
         face = len(phrase) > 1 and phrase[-1][0].lower() == "face"
-        table, match = (self.faces, phrase[-2]) if face else (self.nouns, phrase[-1])
-        word, head = _plain(match[0]), (match.start(), phrase[-1].end())
-        concept = next((table[form] for form in (word, word.removesuffix("s")) if form in table), None)
-        if concept is None or knows(word):
-            # what is to be drawn may be known by a tag alone
-            known = knows(_plain(phrase[-1][0])) and _plain(phrase[-1][0]) not in FILLERS
-            return self._without(prompt, found, Reading(prompt), head, knows, usual) if known else Reading(prompt)
-        text = prompt[: head[0]] + concept + prompt[head[1] :]
-        return self._without(prompt, found, Reading(text, word, concept), head, knows, usual)
+        concept, head = None, (0, 0)
+        if phrase:
+            table, match = (self.faces, phrase[-2]) if face else (self.nouns, phrase[-1])
+            word, head = _plain(match[0]), (match.start(), phrase[-1].end())
+            forms = [one for one in (word, word.removesuffix("s"), word.removesuffix("es")) if one not in FILLERS]
+            tables = (table,) if face or named is not None else (table, self.tags)
+            concept = next((one[form] for one in tables for form in forms if form in one), None)
+        if concept is not None:
+            text = _with_article(prompt[: head[0]], concept) + prompt[head[1] :]
+            return self._without(prompt, found, Reading(text, word, concept), head, knows, usual)
+        if named is not None:
+            return self._without(prompt, found, Reading(prompt), named.span(), knows, usual)
+        # what is to be drawn may be known by a tag alone
+        known = phrase and knows(_plain(phrase[-1][0])) and _plain(phrase[-1][0]) not in FILLERS
+        return self._without(prompt, found, Reading(prompt), head, knows, usual) if known else Reading(prompt)
 
     def _without(
         self,
@@ -149,20 +175,34 @@ class Readings:
         return known and word.lower().endswith("ing")
 
 
+def _with_article(before: str, concept: str) -> str:
+    """What stands before a concept and the concept: "an automobile" where "a car" stood."""
+    article = ARTICLE.search(before)
+    if article is not None:
+        right = "an" if concept[:1].lower() in "aeiou" else "a"
+        before = before[: article.start()] + right + before[article.end(1) :]
+    return before + concept
+
+
 def _plain(word: str) -> str:
     """A word as the tables hold it."""
     return word.lower().replace("’", "'")
 
 
-def parse(data: bytes, concepts: tuple[str, ...]) -> Readings:
-    """The table of ``readings.json``: ``{"nouns": {concept: [word, ...]}, "faces": ...}``.
+def parse(data: bytes, concepts: tuple[str, ...], style: str = "") -> Readings:
+    """The table of ``readings.json``: ``{"nouns": {concept: [word, ...]}, "faces": ..., "tags": ...}``.
+
+    Args:
+        data: The file.
+        concepts: Names of all concepts.
+        style: See `Readings`.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
     content = json.loads(data)
-    tables = [
+    nouns, faces, tags = (
         {str(word): str(concept) for concept, words in content[name].items() for word in words}
-        for name in ("nouns", "faces")
-    ]
-    return Readings(tuple(name.lower() for name in concepts), *tables)
+        for name in ("nouns", "faces", "tags")
+    )
+    return Readings(tuple(name.lower() for name in concepts), nouns, faces, tags, style)

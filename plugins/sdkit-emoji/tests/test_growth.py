@@ -1,0 +1,93 @@
+"""A denoiser that grows: a wider way from the text, and a layout drawn straight from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdkit_emoji.networks import TextStates, UNet
+
+PLUGIN = Path(__file__).resolve().parent.parent
+SMALL: dict[str, Any] = {"widths": (16, 32, 48), "blocks": (1, 1, 1), "text": 24, "condition": 32, "heads": 4}
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[Any]:
+    before, known = list(sys.path), set(sys.modules)
+    sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
+    yield __import__("train_denoiser")
+    sys.path[:] = before
+    for name in set(sys.modules) - known:  # their names are common; no other test shall find them
+        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
+            del sys.modules[name]
+
+
+def untrained(**more: Any) -> UNet:
+    """With torch's own draw of the weights, which is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return UNet(**{**SMALL, **more})
+
+
+def trained(**more: Any) -> UNet:
+    """A small network whose last layers are not zero, as after a training."""
+    draw = torch.Generator().manual_seed(0)
+    network = untrained(**more)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=draw))
+    return network.eval().requires_grad_(False)
+
+
+def given(side: int = 16, count: int = 2) -> tuple[Tensor, Tensor, TextStates]:
+    draw = torch.Generator().manual_seed(1)
+    states = TextStates(
+        torch.randn(count, 5, 24, generator=draw), torch.ones(count, 5).bool(), torch.randn(count, 24, generator=draw)
+    )
+    return torch.randn(count, 8, side, side, generator=draw), torch.tensor([0.3, 0.99])[:count], states
+
+
+@pytest.mark.parametrize("more", [{}, {"hidden": 80}, {"layout": 12}, {"hidden": 80, "layout": 12}])
+def test_a_grown_network_answers_as_the_smaller_one_does(training: Any, more: dict[str, Any]) -> None:
+    small = trained()
+    large = untrained(**more).eval()
+    training.grow(large, small.state_dict(), torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(large(*given()), small(*given()), rtol=1e-5, atol=1e-5)
+    large(*given()).square().sum().backward()  # and what is new can learn
+    learning = {name for name, value in large.named_parameters() if value.grad is not None and value.grad.any()}
+    assert "from_text.2.weight" in learning
+    if more.get("layout"):
+        assert "layout.3.weight" in learning
+
+
+def test_what_cannot_grow_is_refused(training: Any) -> None:
+    wider = untrained(widths=(32, 48, 64))
+    with pytest.raises(ValueError, match="cannot be grown"):
+        training.grow(wider, trained().state_dict(), torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("side", [8, 16, 20, 32])
+def test_a_layout_is_stretched_over_pictures_of_any_size(side: int) -> None:
+    network = trained(layout=12)
+    x, time, cond = given(side)
+    with torch.no_grad():
+        assert network(x, time, cond).shape == x.shape
+        maps = network.layout(torch.zeros(2, 32))  # type: ignore[misc]
+        assert maps.shape == (2, 48, 4, 4)
+
+
+def test_a_layout_tells_places_apart_where_the_noise_says_nothing() -> None:
+    """Without noise, text and edges alone can tell one place from another; the layout can do so in the middle."""
+    network = trained(layout=12)
+    _, time, cond = given()
+    with torch.no_grad():
+        with_layout = network(torch.zeros(2, 8, 16, 16), time, cond)
+        network.layout = None
+        without = network(torch.zeros(2, 8, 16, 16), time, cond)
+    assert (with_layout - without).abs().amax() > 1e-3
