@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,17 +24,8 @@ HELD_OUT = HERE / "held-out"  # a few real drawings that the judge was not train
 
 
 @pytest.fixture(scope="module")
-def tools() -> Iterator[SimpleNamespace]:
-    """The modules of evaluation/ and training/, which are programs and no package."""
-    names = ["captions", "check_lists", "evaluate", "judge", "lists", "measures", "pictures", "train_judge"]
-    before, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(PLUGIN / "evaluation"), str(PLUGIN / "training")]
-    yield SimpleNamespace(**{name: __import__(name) for name in names})
-    sys.path[:] = before
-    # their names are common; no other test shall find them
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
-            del sys.modules[name]
+def tools(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return programs("captions", "check_lists", "evaluate", "judge", "lists", "measures", "pictures", "train_judge")
 
 
 @pytest.fixture(scope="module")

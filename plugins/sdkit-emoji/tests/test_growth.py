@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,19 +11,12 @@ from torch import Tensor
 
 from sdkit_emoji.networks import TextStates, UNet
 
-PLUGIN = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"widths": (16, 32, 48), "blocks": (1, 1, 1), "text": 24, "condition": 32, "heads": 4}
 
 
 @pytest.fixture(scope="module")
-def training() -> Iterator[Any]:
-    before, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
-    yield __import__("train_denoiser")
-    sys.path[:] = before
-    for name in set(sys.modules) - known:  # their names are common; no other test shall find them
-        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
-            del sys.modules[name]
+def training(programs: Callable[..., Any]) -> Any:
+    return programs("train_denoiser").train_denoiser
 
 
 def untrained(**more: Any) -> UNet:

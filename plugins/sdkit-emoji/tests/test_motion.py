@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,6 @@ from sdkit_emoji.model import load
 from sdkit_emoji.motion import WAVES, Circle, Motion, Moving, circle, digest, layers_for, load_motion
 from sdkit_emoji.networks import TextStates, UNet
 
-PLUGIN = Path(__file__).resolve().parent.parent
 SMALL = {"channels": 4, "widths": [16, 32, 48], "blocks": [1, 1, 1], "text": 8, "condition": 16, "heads": 2}
 
 
@@ -62,16 +60,9 @@ def motion(unet: UNet) -> Motion:
 
 
 @pytest.fixture(scope="module")
-def tools() -> Iterator[SimpleNamespace]:
-    """The training programs, which are no package."""
+def tools(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
     pytest.importorskip("resvg_py")
-    before, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(PLUGIN / "evaluation"), str(PLUGIN / "training")]
-    yield SimpleNamespace(**{name: __import__(name) for name in ["evaluate_motion", "prepare_motion", "train_motion"]})
-    sys.path[:] = before
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
-            del sys.modules[name]
+    return programs("evaluate_motion", "prepare_motion", "train_motion")
 
 
 def cond_of(rows: int, clips: int = 1) -> TextStates:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,10 @@ import sdkit
 from sdkit_emoji.networks import TextStates
 from sdkit_lora import Lora
 
-PLUGIN = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
-def turbo() -> Iterator[Any]:
-    before, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
-    yield __import__("train_turbo")
-    sys.path[:] = before
-    for name in set(sys.modules) - known:  # their names are common; no other test shall find them
-        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
-            del sys.modules[name]
+def turbo(programs: Callable[..., Any]) -> Any:
+    return programs("train_turbo").train_turbo
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import sdkit_training
-
-PLUGIN = Path(__file__).resolve().parent.parent
 
 DATA = """\
   1 A licence stands at the head of these files, on lines that begin with two spaces.
@@ -40,15 +37,8 @@ thing n 1 0 1 0 00000060
 
 
 @pytest.fixture(scope="module")
-def tools() -> Iterator[SimpleNamespace]:
-    before, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = [str(PLUGIN / "training"), str(PLUGIN / "evaluation")]
-    names = ("captions", "common", "dictionary", "pace", "train_text")
-    yield SimpleNamespace(**{name: __import__(name) for name in names})
-    sys.path[:] = before
-    for name in set(sys.modules) - known:  # their names are common; no other test shall find them
-        if str(getattr(sys.modules[name], "__file__", "")).startswith((f"{PLUGIN}/evaluation", f"{PLUGIN}/training")):
-            del sys.modules[name]
+def tools(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
+    return programs("captions", "common", "dictionary", "pace", "train_text")
 
 
 @pytest.fixture
