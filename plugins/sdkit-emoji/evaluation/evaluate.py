@@ -369,9 +369,10 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 def sheet(path: Path, lists: dict[str, Answers], images: dict[str, Tensor], count: int = 60, columns: int = 10) -> None:
     """Some of the evaluated pictures with what was asked and, in red, what the judge took a wrong one for."""
     chosen = []
-    for name, parts in {"concepts": 3, "synonyms": 1, "longer": 1, "short": 1, "backgrounds": 1}.items():
+    shares = {"concepts": 3, "synonyms": 1, "longer": 1, "short": 1, "backgrounds": 1}
+    for name, parts in shares.items():
         if name in lists:
-            part = count * parts // 7 + 1
+            part = count * parts // sum(shares.values()) + 1
             places = np.linspace(0, len(images[name]) - 1, min(part, len(images[name]))).round().astype(int)
             chosen += [(name, int(place)) for place in places]
     chosen = chosen[: count + 3]
@@ -419,8 +420,13 @@ def main() -> None:
     model = source.load()
     source = Source(arguments.model, folder, arguments.guidance, model.spec.sha256, arguments.cache)
     judge = load(arguments.judge)
-    whole = {"concepts": concepts(), "synonyms": synonyms(), "longer": longer(), "short": short()}
-    whole["backgrounds"] = backgrounds()
+    whole = {
+        "concepts": concepts(),
+        "synonyms": synonyms(),
+        "longer": longer(),
+        "short": short(),
+        "backgrounds": backgrounds(),
+    }
     labels = known_labels()
     asked = {name: spread(prompts, arguments.limit) for name, prompts in whole.items()}
     # a quick look draws a quarter of its prompts again with other seeds

@@ -69,7 +69,7 @@ class Dictionary:
 
     def __init__(self, folder: Path) -> None:
         found: dict[str, tuple[tuple[str, ...], str, list[str], int]] = {}
-        above_all: dict[str, list[str]] = {}
+        self._above: dict[str, list[str]] = {}
         for line in self._lines(folder / "data.noun"):
             head, _, gloss = line.partition(" | ")
             fields = head.split()
@@ -78,13 +78,12 @@ class Dictionary:
             links = fields[5 + 2 * count :]
             kinds = [(links[at], links[at + 1]) for at in range(0, 4 * int(fields[4 + 2 * count]), 4)]
             above = [key for link, key in kinds if link == "@"]
-            above_all[fields[0]] = [key for link, key in kinds if link in ("@", "@i")]  # Mozart is no kind, but one
+            self._above[fields[0]] = [key for link, key in kinds if link in ("@", "@i")]  # Mozart is no kind, but one
             found[fields[0]] = lemmas, gloss.split(";")[0].strip(), above, int(fields[1])
         self._senses = {
             key: Sense(lemmas, gloss, tuple(found[one][0][0] for one in above), file)
             for key, (lemmas, gloss, above, file) in found.items()
         }
-        self._above = above_all
         self._index: dict[str, list[str]] = {}
         for line in self._lines(folder / "index.noun"):
             fields = line.split()
@@ -110,10 +109,9 @@ class Dictionary:
         """Those of some texts whose first sense is a person, or whose second is where the first cannot be drawn."""
         found = set()
         for text in texts:
-            first, *others = [*self._keys(text)[:SENSES], ""]
-            second = others[0] if others else ""
-            seen = bool(first) and self._senses[first].file in SEEN and self._senses[first].file != PERSON
-            if self._of_people(first) or (not seen and self._of_people(second)):
+            first, second, *_ = [*self._keys(text), "", ""]
+            drawn = first != "" and self._senses[first].file in SEEN - {PERSON}
+            if self._of_people(first) or (not drawn and self._of_people(second)):
                 found.add(text)
         return frozenset(found)
 

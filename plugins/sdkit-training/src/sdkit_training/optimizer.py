@@ -96,7 +96,7 @@ class Optimizer:
                 if key.split(".", 1)[1] != name:
                     continue
                 if name in self._matrices:
-                    value = _matrix(_laid_out(value.to(parameter.device), parameter)).clone()
+                    value = _matrix(_laid_out(value.to(parameter.device), parameter))
                 # counters of updates stay on the CPU, as torch keeps them
                 kept[key.split(".", 1)[0]] = value.clone() if value.ndim == 0 else value.clone().to(parameter.device)
             kept |= numbers.get(name, {})
@@ -108,8 +108,6 @@ class Optimizer:
         matrix = self._matrices.get(name)
         optimizer, key = (self._adamw, self.parameters[name]) if matrix is None else (self._muon, matrix)
         assert optimizer is not None
-        if key not in optimizer.state:
-            optimizer.state[key] = {}
         state: dict[str, Any] = optimizer.state[key]
         return state
 
