@@ -16,13 +16,14 @@ import sdkit
 from sdkit_emoji import readings
 from sdkit_emoji.model import WEIGHTS, EmojiEncoder, load
 from sdkit_emoji.networks import TextStates
-from sdkit_emoji.readings import FILLERS, Reading, Readings
+from sdkit_emoji.readings import Reading, Readings
 
 TABLE = Readings(
     ("dog face", "t-rex", "star", "crying face", "snow"),
     {"puppy": "dog face", "dinosaur": "T-Rex", "three": "star", "sad": "crying face", "goodness": "star"},
     {"sad": "crying face"},
     {"celebration": "star"},
+    {"falling star": "star", "giant lizard": "T-Rex", "king of lizards": "T-Rex", "kitten star": "crying face"},
 )
 STYLED = evolve(TABLE, style="3d")
 
@@ -41,7 +42,7 @@ def usual(word: str) -> bool:
         ("puppy, 3d style", "dog face, 3d style"),
         (
             "a happy Puppy on a teal background, flat fluent style",
-            "a happy dog face on a teal background, flat fluent style",
+            "dog face on a teal background, flat fluent style",
         ),
         ("puppies", "puppies"),
         ("two puppys", "dog face"),
@@ -61,11 +62,25 @@ def usual(word: str) -> bool:
         ("a sad puppy", "dog face"),
         ("a dog face and a puppy", "dog face"),
         ("a T-Rex, a puppy", "T-Rex"),
-        ("a puppy in the snow", "a dog face in the snow"),
+        ("a puppy in the snow", "dog face"),
         ("a photo of snow", "a photo of snow"),
+        ("a kitten of puppy", "dog face"),
+        ("a photo of two kittens of a puppy, noto style", "dog face, noto style"),
+        ("a kitten puppy", "dog face"),
+        ("happy kittens of snow", "snow"),
+        ("a giant lizard", "a T-Rex"),
+        ("an enormous Giant  Lizard in the snowfield, noto style", "T-Rex, noto style"),
+        ("giant lizards on a teal background", "T-Rex on a teal background"),
+        ("a happy king of lizards", "T-Rex"),
+        ("a kitten star", "a crying face"),
+        ("a giant lizard star", "star"),
+        ("a snow star", "star"),
+        ("a star on the snow", "star"),
+        ("a star kitten", "star"),
+        ("a puppy star", "star"),
         ("a big celebration", "star"),
         ("a celebration in the snow", "snow"),
-        ("a happy dinosaur", "a happy T-Rex"),
+        ("a happy dinosaur", "T-Rex"),
         ("an iguana, a dinosaur", "an iguana, a dinosaur"),
         ("", ""),
         ("3d style", "3d style"),
@@ -93,10 +108,13 @@ def test_a_reading_names_the_word_and_what_stands_for_it() -> None:
         ("a star in zorblax style", "a star in zorblax style"),
         ("a zorblax star", "a zorblax star"),  # the name that an adapter was taught may be one of a style
         ("", ""),
-        ("kitten", "kitten"),
+        ("kitten", "kitten, 3d style"),
+        ("a happy kitten", "kitten, 3d style"),
+        ("a zorblax kitten", "a zorblax kitten"),
+        ("unheard of", "unheard of"),
     ],
 )
-def test_a_prompt_without_a_style_gets_one_where_it_names_a_concept(prompt: str, read: str) -> None:
+def test_a_prompt_without_a_style_gets_one_where_it_is_in_taught_words(prompt: str, read: str) -> None:
     found = STYLED.of(prompt, knows, usual)
     assert found.text == read
     assert found.style == ("3d" if "3d" in read else "")
@@ -104,7 +122,7 @@ def test_a_prompt_without_a_style_gets_one_where_it_names_a_concept(prompt: str,
 
 
 @pytest.mark.parametrize(("word", "article"), [("iguana", "an"), ("dog", "a"), ("Iguana", "an")])
-@pytest.mark.parametrize("prompt", ["a puppy", "an puppy", "I have an  puppy"])
+@pytest.mark.parametrize("prompt", ["a puppy", "an puppy", "in my sketch of an  puppy"])
 def test_an_article_fits_what_stands_in_its_place(word: str, article: str, prompt: str) -> None:
     read = Readings((word,), {"puppy": word}).of(prompt, lambda _: True).text
     assert read.split()[-2:] == [article, word]
@@ -148,10 +166,10 @@ def test_reading_is_done_once_and_says_what_it_did(prompt: str) -> None:
 def test_what_is_left_is_made_of_taught_words_and_names(words: list[str]) -> None:
     found = TABLE.of(" ".join(words), knows, usual)
     if found.left_out:
-        left = set(found.text.split())
-        assert not left & set(found.left_out) or found.concept
-        assert all(knows(word) or word in FILLERS or word == "zorblax" for word in left)
-        assert {"zorblax"} & set(words) <= left
+        left = readings.BEHIND.sub("", found.text).replace(" face", "").split()
+        assert left.count("zorblax") == words.count("zorblax")
+        assert len(left) - left.count("zorblax") == 1  # what is to be drawn
+        assert knows(next(word for word in left if word != "zorblax"))
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +182,23 @@ def test_the_table_holds_no_concepts_name_and_reads_as_concepts_alone(model: sdk
     assert isinstance(encoder, EmojiEncoder)
     table = encoder.readings
     assert len(table.nouns) > 20_000 and len(table.faces) > 5_000
-    assert {*table.nouns.values(), *table.faces.values()} <= set(encoder.concepts)
+    assert {*table.nouns.values(), *table.faces.values(), *table.phrases.values()} <= set(encoder.concepts)
     assert all("face" in concept for concept in table.faces.values())
     names = {concept.lower() for concept in encoder.concepts}
-    assert not {*table.nouns, *table.faces, *table.tags} & names
+    assert not {*table.nouns, *table.faces, *table.tags, *table.phrases} & names
+    assert all(2 <= len(name.split()) <= 4 for name in table.phrases)
     assert table.style in encoder.styles
     assert table.tags.keys() <= encoder.words and not table.tags.keys() & table.nouns.keys()
-    for word in ("girl", "poet", "boy", "african", "teacher"):  # the nearest concepts would be insults
+    for word in (
+        "girl",
+        "poet",
+        "boy",
+        "african",
+        "teacher",
+        "man",
+        "baby",
+        "mexican",
+    ):  # the nearest concepts would be insults
         assert word not in table.nouns and word not in table.faces
     read = {word: table.nouns[word] for word in ("car", "coffee", "burger", "ship", "wizard")}
     assert read["car"] == "automobile" and read["coffee"] == "hot beverage" and read["ship"] == "sailboat"
@@ -188,6 +216,12 @@ def test_a_word_is_drawn_as_what_it_is_read_as(model: sdkit.Model[TextStates]) -
     (hint,) = encoder.hints("puppy, 3d style")
     assert f"reads 'puppy' as '{read.concept}'" in hint
     assert encoder.hints("a car") == ["The emoji model reads 'car' as 'automobile'."]
+    assert encoder.hints("a fire truck") == ["The emoji model reads 'fire truck' as 'fire engine'."]
+    (hint,) = encoder.hints("a cup of coffee")
+    assert hint == "The emoji model reads 'coffee' as 'hot beverage' and reads the prompt as 'hot beverage, 3d style'."
+    assert encoder.hints("an angry cat") == ["The emoji model reads the prompt as 'cat, 3d style'."]
+    assert encoder.reading("a diamond ring").text == "ring, 3d style"  # no verb
+    assert encoder.reading("a robot dog").text == "dog, 3d style"
     (hint,) = encoder.hints("a cute fox sleeping under a tree, 3d style")
     assert "reads the prompt as 'fox, 3d style'" in hint
 
@@ -207,7 +241,7 @@ def test_prompts_in_taught_words_are_encoded_as_they_are(model: sdkit.Model[Text
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     for path in WEIGHTS.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    for content in (b"{}", b"[]", b"no JSON", b'{"nouns": {"dog": 3}, "faces": {}, "tags": {}}'):
+    for content in (b"{}", b"[]", b"no JSON", b'{"nouns": {"dog": 3}, "faces": {}, "tags": {}, "phrases": {}}'):
         (tmp_path / "readings.json").write_bytes(content)
         with pytest.raises(sdkit.FileError, match="damaged or of another version"):
             load(folder=tmp_path)

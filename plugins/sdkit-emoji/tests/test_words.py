@@ -120,10 +120,11 @@ def test_captions_use_other_words_as_often_as_stated_and_as_likely_as_they_mean_
 
 def test_the_table_of_words_is_read_as_it_was_written(tools: SimpleNamespace, tmp_path: Path) -> None:
     vectors, names = torch.arange(12.0).reshape(3, 4), torch.eye(4)[:2]
-    known = tools.dictionary.Known(["fox", "vixen", "run"], vectors, 2, ["fox", "dolphin"], names)
+    others = {"fox": ["true fox"], "dolphin": []}
+    known = tools.dictionary.Known(["fox", "vixen", "run"], vectors, 2, ["fox", "dolphin"], names, others=others)
     tools.dictionary.write(tmp_path / "words.safetensors", known)
     found = tools.dictionary.read(tmp_path / "words.safetensors")
-    assert (found.words, found.drawable, found.names) == (known.words, 2, known.names)
+    assert (found.words, found.drawable, found.names, found.others) == (known.words, 2, known.names, others)
     assert torch.equal(found.vectors, vectors) and torch.equal(found.name_vectors, names)
 
 
@@ -209,6 +210,8 @@ def test_words_for_people_are_told_from_ghosts_dogs_and_things(tools: SimpleName
 00000060 18 n 01 pup 0 001 @ 00000010 n 0000 | a youngster
 00000070 10 n 01 latin 0 000 | a language
 00000080 18 n 01 latin 0 001 @ 00000010 n 0000 | an inhabitant of Latium
+00000090 18 n 02 inhabitant 0 dweller 0 001 @ 00000010 n 0000 | a person who inhabits a place
+00000100 18 n 01 native 0 001 @ 00000090 n 0000 | one who was born there
 """,
         encoding="utf-8",
     )
@@ -219,6 +222,8 @@ homer n 1 0 1 0 00000030
 ghost n 1 0 1 0 00000040
 pup n 2 0 2 0 00000050 00000060
 latin n 2 0 2 0 00000070 00000080
+native n 1 0 1 0 00000100
+tenant n 2 0 2 0 00000020 00000100
 """,
         encoding="utf-8",
     )
@@ -226,6 +231,35 @@ latin n 2 0 2 0 00000070 00000080
     words = ["poet", "poets", "homer", "ghost", "pup", "latin", "unheard"]
     assert dictionary.people(words) == {"poet", "poets", "homer", "latin"}
     assert dictionary.animals(words) == {"pup"}
+    assert dictionary.folk(["poet", "native", "natives", "tenant", "pup", "unheard"]) == {"native", "natives"}
+
+
+def test_other_names_are_those_that_mean_the_same_before_all_else(tools: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text(
+        """\
+00000010 06 n 04 fire_engine 0 fire_truck 0 engine 0 hot_wheels 0 000 | a lorry with a ladder
+00000020 04 n 01 hot_wheels 0 000 | a game
+00000030 18 n 02 taco 0 rude_name 0 000 | a person
+00000040 04 n 02 tennis 0 lawn_tennis 0 000 | a game that cannot be seen
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "index.noun").write_text(
+        """\
+fire_engine n 1 0 1 0 00000010
+fire_truck n 1 0 1 0 00000010
+engine n 1 0 1 0 00000010
+hot_wheels n 2 0 2 0 00000020 00000010
+taco n 1 0 1 0 00000030
+rude_name n 1 0 1 0 00000030
+tennis n 1 0 1 0 00000040
+lawn_tennis n 1 0 1 0 00000040
+""",
+        encoding="utf-8",
+    )
+    dictionary = tools.dictionary.Dictionary(tmp_path)
+    assert dictionary.other_names("fire engine") == ["fire truck"]
+    assert [dictionary.other_names(name) for name in ("taco", "tennis", "unheard of")] == [[], [], []]
 
 
 def test_what_words_are_read_as_and_which_are_not(tools: SimpleNamespace) -> None:
@@ -243,6 +277,7 @@ def test_what_words_are_read_as_and_which_are_not(tools: SimpleNamespace) -> Non
         "sobbing": crying,  # no noun
         "weep": crying + 0.5 * far,  # no noun, said of the crying face
         "teal": sail,  # in captions, but said of nothing
+        "mermaid": anchor,  # said of the anchor, but it says who somebody is
     }
     known = tools.dictionary.Known(
         list(rows),
@@ -252,16 +287,21 @@ def test_what_words_are_read_as_and_which_are_not(tools: SimpleNamespace) -> Non
         torch.eye(5)[:4],
         frozenset({"girl"}),
         frozenset({"kitty", "cat"}),
+        frozenset({"mermaid"}),
+        {"anchor": ("ground tackle", "cat face"), "trunk": ("tree bole",)},
     )
-    taught = frozenset({"ship", "harbour", "weep", "teal"})
-    carriers = {"ship": {"anchor"}, "harbour": {"anchor"}, "weep": {"crying face"}}
+    taught = frozenset({"ship", "harbour", "weep", "teal", "mermaid", "ahoy", "yo", "sea"})
+    carriers = {"ship": {"anchor"}, "harbour": {"anchor"}, "weep": {"crying face"}, "mermaid": {"anchor"}}
+    # no list has these, so of one concept alone
+    carriers |= {"ahoy": {"sailboat"}, "yo": {"sailboat"}, "sea": {"sailboat", "anchor"}}
     found = tools.dictionary.readings(known, concepts, taught, carriers)
     assert {name: set(words) for name, words in found["nouns"].items()} == {
         "sailboat": {"yacht", "ship"},
         "anchor": {"harbour"},
         "cat face": {"kitty"},
     }
-    assert found["tags"] == {"crying face": ["weep"]}
+    assert found["tags"] == {"crying face": ["weep"], "sailboat": ["ahoy"]}
+    assert found["phrases"] == {"anchor": ["ground tackle"]}
     assert {name: set(words) for name, words in found["faces"].items()} == {
         "cat face": {"kitty"},
         "crying face": {"sobbing", "weep"},

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from captions import HELD_OUT, clean, told
 from common import load_pictures
 from lists import words as split
@@ -36,6 +36,8 @@ SAID, TAG = 0.3, 0.15  # the same for words that captions said of a concept, and
 ANIMAL, PERSON = 5, 18  # WordNet's files of them
 PEOPLE = frozenset({"person", "human being"})
 """What everybody is a kind of, and a ghost is not."""
+FOLK = frozenset(["man", "woman", "child", "relative", "inhabitant", "serviceman", "homosexual", "heterosexual"])
+"""What those are kinds of whom a word names for who they are, not for what they do or look like."""
 SHARPNESS = 0.05  # of the softmax over similarities to names
 SENSES = 2  # of a word that are looked at, the most frequent ones
 SYNONYMS, DEFINITION, HYPERNYM, TAGS = 0.5, 0.5, 0.3, 0.5
@@ -111,19 +113,31 @@ class Dictionary:
         for text in texts:
             first, second, *_ = [*self._keys(text), "", ""]
             drawn = first != "" and self._senses[first].file in SEEN - {PERSON}
-            if self._of_people(first) or (not drawn and self._of_people(second)):
+            if self._kind_of(first, PEOPLE) or (not drawn and self._kind_of(second, PEOPLE)):
                 found.add(text)
         return frozenset(found)
+
+    def folk(self, texts: Iterable[str]) -> frozenset[str]:
+        """Those of some texts that say first of all who somebody is: "man", "baby", "Mexican", not "clown"."""
+        return frozenset(text for text in texts if any(self._kind_of(key, FOLK) for key in self._keys(text)[:1]))
+
+    def other_names(self, text: str) -> list[str]:
+        """Names in several words whose first sense is that of a text; none where that is a person or cannot be seen."""
+        first = self._keys(text)[:1]
+        if not first or self._senses[first[0]].file not in SEEN - {PERSON}:
+            return []
+        names = sorted({lemma for lemma in self._senses[first[0]].lemmas if " " in lemma} - {text})
+        return [name for name in names if self._keys(name)[:1] == first]
 
     def animals(self, texts: Iterable[str]) -> frozenset[str]:
         """Those of some texts that mean an animal first of all."""
         return frozenset(text for text in texts if any(one.file == ANIMAL for one in self.senses(text)[:1]))
 
-    def _of_people(self, key: str) -> bool:
-        """Whether a sense is a kind of person, or one of them."""
+    def _kind_of(self, key: str, kinds: Collection[str]) -> bool:
+        """Whether a sense is a kind of something, by any of its names, or one of them."""
         walk = [key] if key else []
         for one in walk:  # grows while it is walked
-            if one in self._senses and PEOPLE & set(self._senses[one].lemmas):
+            if one in self._senses and any(lemma in kinds for lemma in self._senses[one].lemmas):
                 return True
             walk += [above for above in self._above.get(one, ()) if above not in walk]
         return False
@@ -179,6 +193,8 @@ class Known:
         name_vectors: Their embeddings, (m, 384) of length one.
         people: Those of the words and names that mean a person.
         animals: Those that mean an animal; of names, what stands before "face".
+        folk: Those of the words that say who somebody is.
+        others: By the names above, other names of the same in several words.
     """
 
     words: list[str]
@@ -188,6 +204,8 @@ class Known:
     name_vectors: Tensor
     people: frozenset[str] = frozenset()
     animals: frozenset[str] = frozenset()
+    folk: frozenset[str] = frozenset()
+    others: Mapping[str, Sequence[str]] = field(factory=dict)
 
     def cosines(self, concepts: list[str]) -> Tensor:
         """How near each word is to each of some names, (n, number of concepts)."""
@@ -199,6 +217,7 @@ def write(path: Path, known: Known) -> None:
     """Write ``words.safetensors``."""
     about = {"words": known.words, "drawable": known.drawable, "names": known.names}
     about |= {"people": sorted(known.people), "animals": sorted(known.animals)}
+    about |= {"folk": sorted(known.folk), "others": known.others}
     save_file({"vectors": known.vectors, "names": known.name_vectors}, path, {"known": json.dumps(about)})
 
 
@@ -214,6 +233,8 @@ def read(path: Path) -> Known:
             opened.get_tensor("names"),
             frozenset(about["people"]),
             frozenset(about["animals"]),
+            frozenset(about["folk"]),
+            about["others"],
         )
 
 
@@ -247,9 +268,12 @@ def readings(
     """What `sdkit_emoji.readings` reads words as that name no concept: as the concept nearest to them.
 
     Words for people are read as nothing, since no concept is a person: the nearest would be an alien or a chick. Words
-    that captions held beside names, as a tag or in a name, are nearer to the concepts that they were said of. The
-    tables: ``nouns``, which can be drawn; ``faces``, words before "face", which are read as faces, those of animals for
-    animals alone; ``tags``, other words that captions held, for where nothing else says what is to be drawn.
+    that captions held beside names, as a tag or in a name, are nearer to the concepts that they were said of; not if
+    they say who somebody is, for "a baby" is no chick and "a Mexican" no taco.
+
+    The tables: ``nouns``, which can be drawn; ``faces``, words before "face", which are read as faces, those of animals
+    for animals alone; ``tags``, other words that captions held, for where nothing else says what is to be drawn, and
+    those in no list of words that captions held of one concept alone; ``phrases``, other names in several words.
 
     Args:
         known: Words and names with their embeddings.
@@ -260,7 +284,9 @@ def readings(
     cosines = known.cosines(concepts)
     face = torch.tensor(["face" in concept for concept in concepts])
     person = torch.tensor([word in known.people for word in known.words])
-    said = torch.tensor([[concept in carriers.get(word, ()) for concept in concepts] for word in known.words])
+    said = torch.tensor(
+        [[word not in known.folk and concept in carriers.get(word, ()) for concept in concepts] for word in known.words]
+    )
     free = torch.tensor([word not in taught for word in known.words]) & ~person
     drawable = torch.arange(len(known.words)) < known.drawable
     tagged = torch.where(said & (cosines >= SAID), cosines + TAG, -1.0)
@@ -281,7 +307,13 @@ def readings(
         for row in torch.nonzero(best > 0)[:, 0].tolist():
             if known.words[row] not in concepts:
                 table.setdefault(concepts[int(which[row])], []).append(known.words[row])
-    return found
+    done = {word for table in found.values() for words in table.values() for word in words}
+    done |= {*known.folk, *concepts}
+    for word in sorted(carriers.keys() - done):
+        if len(carriers[word]) == 1 and re.fullmatch(r"[^\W\d_]{3,}(-[a-z]+)?", word):
+            found["tags"].setdefault(*carriers[word], []).append(word)
+    others = {name: [one for one in known.others.get(name, ()) if one not in concepts] for name in concepts}
+    return found | {"phrases": {name: names for name, names in others.items() if names}}
 
 
 def main() -> None:
@@ -304,7 +336,9 @@ def main() -> None:
     names = enriched(teacher, dictionary, list(tags), list(tags.values()))
     people = dictionary.people([*words, *tags])
     animals = dictionary.animals([*words, *(tag.removesuffix(" face") for tag in tags)])
-    write(arguments.out, Known(words, vectors, len(drawable), list(tags), names, people, animals))
+    folk = dictionary.folk([*words, *{one for said in tags.values() for one in said}])
+    others = {name: dictionary.other_names(name) for name in tags}
+    write(arguments.out, Known(words, vectors, len(drawable), list(tags), names, people, animals, folk, others))
 
 
 if __name__ == "__main__":

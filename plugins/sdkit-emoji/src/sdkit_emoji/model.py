@@ -74,8 +74,10 @@ class EmojiEncoder:
         content = [word for word in re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", text) if word not in FILLERS]
         unknown = [word for word in content if not self._knows(word)]
         read = self.reading(prompt)
-        if read.word and not unknown:
-            found.append(f"The emoji model reads '{read.word}' as '{read.concept}'.")
+        if not unknown and (read.word or read.left_out):
+            reads = [f"reads '{read.word}' as '{read.concept}'"] if read.word else []
+            reads += [f"reads the prompt as '{read.text}'"] if read.left_out else []
+            found.append(f"The emoji model {written(reads)}.")
         if unknown:
             near = self.nearest(" ".join(content))
             words = written([f"'{word}'" for word in dict.fromkeys(unknown)])

@@ -1,19 +1,23 @@
 """Prompts as people write them, read in the words that the model was taught: "a puppy in the snow" as "dog".
 
-Three things are done. A word is read as the concept nearest to it, where the first phrase names no concept: the last
-word of that phrase, for that is mostly what is to be drawn ("a golden retriever puppy in the snow"); if that word is
-"face", the one before it says how the face looks. The table is made by ``training/dictionary.py`` of MiniLM's
-embeddings and WordNet, for all their words alike, and of tags. Then what else was not taught is left out, and with it
-all that it belongs to: the concept stays, a named background, the style, and words that no dictionary holds, for they
-may be a name that an adapter was taught. Last, a prompt that names a concept, no style and no such name gets a style:
-without one the model would draw a mixture of all.
+Three things are done. The first phrase says what is to be drawn: the last concept that it names, or another name of one
+in two or three words ("a fire truck"); or else the concept that is nearest to its last word ("a golden retriever puppy
+in the snow"); if that word is "face", the one before it says how the face looks. The table is made by
+``training/dictionary.py`` of MiniLM's embeddings and WordNet, for all their words alike, and of tags.
+
+Then all else is left out, since the model draws no scenes and other words only spoil its drawing ("an angry cat" is
+neither an angry face nor a cat): the concept stays, a named background, the style, and words that no dictionary holds,
+for they may be a name that an adapter was taught.
+
+Last, a prompt in words that were taught, without a style and such a name, gets a style: without one the model would
+draw a mixture of all.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve, field, frozen
 
@@ -45,7 +49,7 @@ class Reading:
         text: What is encoded.
         word: The word that was replaced, or empty.
         concept: What stands in its place, or empty.
-        left_out: Words that were not taught and were left out.
+        left_out: Words that were left out.
         style: The style that was added, or empty.
     """
 
@@ -65,6 +69,7 @@ class Readings:
         nouns: Word -> concept.
         faces: Word -> concept, where "face" follows.
         tags: Other word -> concept, where no concept is named at all.
+        phrases: Several words, with single spaces -> concept that they are another name of.
         style: What a prompt is read in that names no style; nothing is added if empty.
     """
 
@@ -72,6 +77,7 @@ class Readings:
     nouns: Mapping[str, str] = field(factory=dict, repr=False)
     faces: Mapping[str, str] = field(factory=dict, repr=False)
     tags: Mapping[str, str] = field(factory=dict, repr=False)
+    phrases: Mapping[str, str] = field(factory=dict, repr=False)
     style: str = ""
     _named: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
@@ -97,10 +103,13 @@ class Readings:
         if not self.concepts:
             return Reading(prompt)
         read = self._drawn(prompt, knows, usual)
-        if not self.style or STYLED.search(prompt) or self._named.search(read.text.lower()) is None:
+        if not self.style or STYLED.search(prompt):
             return read
-        words = [_plain(match[0]) for match in WORD.finditer(read.text)]
-        if any(not knows(one) and one not in FILLERS and not self._dictionary(one, usual) for one in words):
+        words = {_plain(match[0]) for match in WORD.finditer(read.text)} - FILLERS
+        named = self._named.search(read.text.lower()) is not None
+        if not (named or any(map(knows, words))):
+            return read
+        if any(not knows(one) and not self._dictionary(one, usual) for one in words):
             return read
         return evolve(read, text=f"{read.text.rstrip(' ,.')}, {self.style} style", style=self.style)
 
@@ -116,27 +125,52 @@ class Readings:
             if phrase and ("," in between or match[0].lower() in ENDS or self._acts(phrase[-1][0], match[0], knows)):
                 break
             phrase.append(match)
-        named = self._named.search(prompt.lower())
-        if named is not None and (not phrase or named.start() < phrase[-1].end()):
-            return self._without(prompt, found, Reading(prompt), named.span(), knows, usual)
-        face = len(phrase) > 1 and phrase[-1][0].lower() == "face"
-        concept, head = None, (0, 0)
-        if phrase:
-            table, match = (self.faces, phrase[-2]) if face else (self.nouns, phrase[-1])
-            word, head = _plain(match[0]), (match.start(), phrase[-1].end())
-            forms = [one for one in (word, word.removesuffix("s"), word.removesuffix("es")) if one not in FILLERS]
-            tables = (table,) if face or named is not None else (table, self.tags)
-            concept = next((one[form] for one in tables for form in forms if form in one), None)
-        if concept is not None:
-            text = _with_article(prompt[: head[0]], concept) + prompt[head[1] :]
-            return self._without(prompt, found, Reading(text, word, concept), head, knows, usual)
-        if named is not None:
-            return self._without(prompt, found, Reading(prompt), named.span(), knows, usual)
+        end = phrase[-1].end() if phrase else 0
+        names = list(self._named.finditer(prompt.lower()))
+        first = [one for one in names if one.start() < end]
+        read = self._other_name(phrase)
+        if read is None and not first:
+            read = self._nearest(phrase, not names)
+        if read is not None:
+            word, concept, kept = read
+            text = _with_article(prompt[: kept[0]], concept) + prompt[kept[1] :]
+            return self._alone(prompt, found, Reading(text, word, concept), kept, knows, usual)
+        if names:
+            return self._alone(prompt, found, Reading(prompt), (first or names[:1])[-1].span(), knows, usual)
         # what is to be drawn may be known by a tag alone
         known = phrase and knows(_plain(phrase[-1][0])) and _plain(phrase[-1][0]) not in FILLERS
-        return self._without(prompt, found, Reading(prompt), head, knows, usual) if known else Reading(prompt)
+        return (
+            self._alone(prompt, found, Reading(prompt), phrase[-1].span(), knows, usual) if known else Reading(prompt)
+        )
 
-    def _without(
+    def _other_name(self, phrase: Sequence[re.Match[str]]) -> tuple[str, str, tuple[int, int]] | None:
+        """The last words of a phrase, the concept that they are another name of, and where they stand."""
+        for count in (4, 3, 2):
+            if len(phrase) >= count:
+                name = " ".join(_plain(one[0]) for one in phrase[-count:])
+                concept = next((self.phrases[form] for form in _forms(name) if form in self.phrases), None)
+                if concept is not None:
+                    return name, concept, (phrase[-count].start(), phrase[-1].end())
+        return None
+
+    def _nearest(self, phrase: Sequence[re.Match[str]], alone: bool) -> tuple[str, str, tuple[int, int]] | None:
+        """The word of a phrase that says what is drawn, the concept that it is read as, and what that replaces.
+
+        Args:
+            phrase: Words.
+            alone: Nothing else in the prompt is a name of a concept, so that tags count too.
+        """
+        if not phrase:
+            return None
+        face = len(phrase) > 1 and phrase[-1][0].lower() == "face"
+        table, match = (self.faces, phrase[-2]) if face else (self.nouns, phrase[-1])
+        word = _plain(match[0])
+        forms = [one for one in _forms(word) if one not in FILLERS]
+        tables = (table, self.tags) if alone and not face else (table,)
+        concept = next((one[form] for one in tables for form in forms if form in one), None)
+        return None if concept is None else (word, concept, (match.start(), phrase[-1].end()))
+
+    def _alone(
         self,
         prompt: str,
         found: list[re.Match[str]],
@@ -145,22 +179,26 @@ class Readings:
         knows: Callable[[str], bool],
         usual: Callable[[str], bool],
     ) -> Reading:
-        """The reading without what was not taught; as it is where all was taught but what stands at ``kept``."""
-        others = [one for one in found if one.end() <= kept[0] or one.start() >= kept[1]]
-        new = [one for one in others if not knows(_plain(one[0])) and _plain(one[0]) not in FILLERS]
-        left_out = [one for one in new if self._dictionary(_plain(one[0]), usual)]
+        """The reading with nothing beside what stands at ``kept`` but a background, a style and names."""
+        behind = BEHIND.search(prompt)
+        if behind is not None and not all(
+            knows(_plain(one[0])) or _plain(one[0]) in FILLERS for one in WORD.finditer(behind[0])
+        ):
+            behind = None
+        spans = [kept] + ([behind.span()] if behind else [])
+        others = [one for one in found if not any(a < one.end() and one.start() < b for a, b in spans)]
+        others = [one for one in others if _plain(one[0]) not in FILLERS]
+        names = [one for one in others if not knows(_plain(one[0])) and not self._dictionary(_plain(one[0]), usual)]
+        left_out = tuple(_plain(one[0]) for one in others if one not in names)
         if not left_out:
             return read
-        names = [one for one in new if one not in left_out]
         concept = read.concept or prompt[slice(*kept)]
         words = [one[0] for one in names if one.start() < kept[0]]
         words += [concept, *(one[0] for one in names if one.start() > kept[0])]
-        behind = BEHIND.search(prompt)
-        if behind is not None and not any(behind.start() <= one.start() < behind.end() for one in new):
-            words.append(behind[0])
+        words += [behind[0]] if behind else []
         style = STYLED.search(prompt)
         text = " ".join(words) + (f", {style[0]}" if style else "")
-        return Reading(text, read.word, read.concept, tuple(_plain(one[0]) for one in left_out))
+        return Reading(text, read.word, read.concept, left_out)
 
     def _dictionary(self, word: str, usual: Callable[[str], bool]) -> bool:
         """Whether a word is one of the language, not a name that somebody made up."""
@@ -172,7 +210,7 @@ class Readings:
         """Whether a word says what the thing before it does: "a car driving", not "a happy smiling cat"."""
         thing = _plain(before)
         known = thing in self.nouns or (knows(thing) and thing not in FILLERS and not thing.endswith("y"))
-        return known and word.lower().endswith("ing")
+        return known and word.lower().endswith("ing") and self._named.fullmatch(word.lower()) is None
 
 
 def _with_article(before: str, concept: str) -> str:
@@ -184,13 +222,18 @@ def _with_article(before: str, concept: str) -> str:
     return before + concept
 
 
+def _forms(word: str) -> list[str]:
+    """A word and what it may be the plural of."""
+    return [word, word.removesuffix("s"), word.removesuffix("es")]
+
+
 def _plain(word: str) -> str:
     """A word as the tables hold it."""
     return word.lower().replace("’", "'")
 
 
 def parse(data: bytes, concepts: tuple[str, ...], style: str = "") -> Readings:
-    """The table of ``readings.json``: ``{"nouns": {concept: [word, ...]}, "faces": ..., "tags": ...}``.
+    """The table of ``readings.json``: ``{"nouns": {concept: [word, ...]}, "faces": ..., "tags": ..., "phrases": ...}``.
 
     Args:
         data: The file.
@@ -201,8 +244,8 @@ def parse(data: bytes, concepts: tuple[str, ...], style: str = "") -> Readings:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
     content = json.loads(data)
-    nouns, faces, tags = (
+    nouns, faces, tags, phrases = (
         {str(word): str(concept) for concept, words in content[name].items() for word in words}
-        for name in ("nouns", "faces", "tags")
+        for name in ("nouns", "faces", "tags", "phrases")
     )
-    return Readings(tuple(name.lower() for name in concepts), nouns, faces, tags, style)
+    return Readings(tuple(name.lower() for name in concepts), nouns, faces, tags, phrases, style)
