@@ -24,6 +24,7 @@ TABLE = Readings(
     {"sad": "crying face"},
     {"celebration": "star"},
     {"falling star": "star", "giant lizard": "T-Rex", "king of lizards": "T-Rex", "kitten star": "crying face"},
+    styles=("3d", "noto", "flat fluent", "flat twitter"),
 )
 STYLED = evolve(TABLE, style="3d")
 
@@ -56,6 +57,10 @@ def usual(word: str) -> bool:
         ("a fluffy zorblax star", "zorblax star"),
         ("a zorblax star", "a zorblax star"),
         ("a fluffy star, zorblax style", "star, zorblax style"),
+        ("a happy star, zorblax style", "a happy star, zorblax style"),
+        ("a fluffy happy star in the snow, plain style", "happy star snow, plain style"),
+        ("a fluffy happy zorblax star", "happy zorblax star"),
+        ("a happy star, Noto style", "star, Noto style"),
         ("an enormous puppy chasing other puppies", "dog face"),
         ("three kittens", "kittens"),
         ("sad face, noto style", "crying face, noto style"),
@@ -168,8 +173,9 @@ def test_what_is_left_is_made_of_taught_words_and_names(words: list[str]) -> Non
     if found.left_out:
         left = readings.BEHIND.sub("", found.text).replace(" face", "").split()
         assert left.count("zorblax") == words.count("zorblax")
-        assert len(left) - left.count("zorblax") == 1  # what is to be drawn
-        assert knows(next(word for word in left if word != "zorblax"))
+        rest = [word for word in left if word != "zorblax"]
+        assert all(map(knows, rest))
+        assert len(rest) == 1 or "zorblax" in left  # what is to be drawn
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def load(*, device: str = "cpu", folder: str | os.PathLike[str] | None = None) -
         styles = tuple(config["styles"])
         table = Readings()
         if config.get("readings"):
-            table = readings.parse(read(source, "readings.json"), spec.knows, str(config.get("style", "")))
+            table = readings.parse(read(source, "readings.json"), spec.knows, str(config.get("style", "")), styles)
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise damaged(source, error) from error
     for part, network in (("text", text), ("denoiser", denoiser), ("autoencoder", autoencoder)):

@@ -7,7 +7,8 @@ in the snow"); if that word is "face", the one before it says how the face looks
 
 Then all else is left out, since the model draws no scenes and other words only spoil its drawing ("an angry cat" is
 neither an angry face nor a cat): the concept stays, a named background, the style, and words that no dictionary holds,
-for they may be a name that an adapter was taught.
+for they may be a name that an adapter was taught. Where there are such words, or a style that is none of the model's,
+taught words stay as well: the adapter may have been taught what they mean in it.
 
 Last, a prompt in words that were taught, without a style and such a name, gets a style: without one the model would
 draw a mixture of all.
@@ -71,6 +72,7 @@ class Readings:
         tags: Other word -> concept, where no concept is named at all.
         phrases: Several words, with single spaces -> concept that they are another name of.
         style: What a prompt is read in that names no style; nothing is added if empty.
+        styles: Names of the styles that the model knows; if empty, no style is taken for an adapter's.
     """
 
     concepts: tuple[str, ...] = field(default=(), repr=False)
@@ -79,6 +81,7 @@ class Readings:
     tags: Mapping[str, str] = field(factory=dict, repr=False)
     phrases: Mapping[str, str] = field(factory=dict, repr=False)
     style: str = ""
+    styles: tuple[str, ...] = ()
     _named: re.Pattern[str] = field(init=False, repr=False, eq=False)
 
     @_named.default
@@ -179,7 +182,10 @@ class Readings:
         knows: Callable[[str], bool],
         usual: Callable[[str], bool],
     ) -> Reading:
-        """The reading with nothing beside what stands at ``kept`` but a background, a style and names."""
+        """The reading with nothing beside what stands at ``kept`` but a background, a style and names.
+
+        With what was taught as well where names or the style may be an adapter's.
+        """
         behind = BEHIND.search(prompt)
         if behind is not None and not all(
             knows(_plain(one[0])) or _plain(one[0]) in FILLERS for one in WORD.finditer(behind[0])
@@ -189,6 +195,9 @@ class Readings:
         others = [one for one in found if not any(a < one.end() and one.start() < b for a, b in spans)]
         others = [one for one in others if _plain(one[0]) not in FILLERS]
         names = [one for one in others if not knows(_plain(one[0])) and not self._dictionary(_plain(one[0]), usual)]
+        style = STYLED.search(prompt)
+        if names or (style is not None and self._adapters(style[0])):
+            names = [one for one in others if one in names or knows(_plain(one[0]))]
         left_out = tuple(_plain(one[0]) for one in others if one not in names)
         if not left_out:
             return read
@@ -196,9 +205,12 @@ class Readings:
         words = [one[0] for one in names if one.start() < kept[0]]
         words += [concept, *(one[0] for one in names if one.start() > kept[0])]
         words += [behind[0]] if behind else []
-        style = STYLED.search(prompt)
         text = " ".join(words) + (f", {style[0]}" if style else "")
         return Reading(text, read.word, read.concept, left_out)
+
+    def _adapters(self, style: str) -> bool:
+        """Whether a style is none of the model's, so that an adapter may know it."""
+        return bool(self.styles) and style.lower().removesuffix(" style") not in self.styles
 
     def _dictionary(self, word: str, usual: Callable[[str], bool]) -> bool:
         """Whether a word is one of the language, not a name that somebody made up."""
@@ -232,13 +244,14 @@ def _plain(word: str) -> str:
     return word.lower().replace("’", "'")
 
 
-def parse(data: bytes, concepts: tuple[str, ...], style: str = "") -> Readings:
+def parse(data: bytes, concepts: tuple[str, ...], style: str = "", styles: tuple[str, ...] = ()) -> Readings:
     """The table of ``readings.json``: ``{"nouns": {concept: [word, ...]}, "faces": ..., "tags": ..., "phrases": ...}``.
 
     Args:
         data: The file.
         concepts: Names of all concepts.
         style: See `Readings`.
+        styles: The same.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
@@ -248,4 +261,4 @@ def parse(data: bytes, concepts: tuple[str, ...], style: str = "") -> Readings:
         {str(word): str(concept) for concept, words in content[name].items() for word in words}
         for name in ("nouns", "faces", "tags", "phrases")
     )
-    return Readings(tuple(name.lower() for name in concepts), nouns, faces, tags, phrases, style)
+    return Readings(tuple(name.lower() for name in concepts), nouns, faces, tags, phrases, style, styles)
