@@ -1,7 +1,7 @@
 """Prompts as people write them, read in the words that the model was taught: "a puppy in the snow" as "dog".
 
 Three things are done. The first phrase says what is to be drawn: the last concept that it names, or another name of one
-in two or three words ("a fire truck"); or else the concept that is nearest to its last word ("a golden retriever puppy
+in two to four words ("a fire truck"); or else the concept that is nearest to its last word ("a golden retriever puppy
 in the snow"); if that word is "face", the one before it says how the face looks. The table is made by
 ``training/dictionary.py`` of MiniLM's embeddings and WordNet, for all their words alike, and of tags.
 
