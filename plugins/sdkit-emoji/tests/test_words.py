@@ -41,12 +41,17 @@ def tools(programs: Callable[..., SimpleNamespace]) -> SimpleNamespace:
     return programs("captions", "common", "dictionary", "pace", "train_text")
 
 
+def wordnet(folder: Path, data: str, index: str) -> Path:
+    """A folder with WordNet's files of these contents."""
+    (folder / "data.noun").write_text(data, encoding="utf-8")
+    (folder / "index.noun").write_text(index, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     many = " ".join(f"thing_{letter} 0" for letter in "abcdefghijk")
-    (tmp_path / "data.noun").write_text(DATA.replace("{many}", many), encoding="utf-8")
-    (tmp_path / "index.noun").write_text(INDEX, encoding="utf-8")
-    return tmp_path
+    return wordnet(tmp_path, DATA.replace("{many}", many), INDEX)
 
 
 def test_the_dictionary_reads_synonyms_definitions_and_what_a_thing_is_a_kind_of(
@@ -200,8 +205,7 @@ def test_measuring_the_pace_changes_no_parameter_and_a_resumed_run_takes_the_sam
 
 
 def test_words_for_people_are_told_from_ghosts_dogs_and_things(tools: SimpleNamespace, tmp_path: Path) -> None:
-    (tmp_path / "data.noun").write_text(
-        """\
+    data = """\
 00000010 03 n 01 person 0 000 | a human being
 00000020 18 n 01 poet 0 001 @ 00000010 n 0000 | a writer of poems
 00000030 18 n 01 homer 0 001 @i 00000020 n 0000 | a Greek poet
@@ -212,11 +216,8 @@ def test_words_for_people_are_told_from_ghosts_dogs_and_things(tools: SimpleName
 00000080 18 n 01 latin 0 001 @ 00000010 n 0000 | an inhabitant of Latium
 00000090 18 n 02 inhabitant 0 dweller 0 001 @ 00000010 n 0000 | a person who inhabits a place
 00000100 18 n 01 native 0 001 @ 00000090 n 0000 | one who was born there
-""",
-        encoding="utf-8",
-    )
-    (tmp_path / "index.noun").write_text(
-        """\
+"""
+    index = """\
 poet n 1 0 1 0 00000020
 homer n 1 0 1 0 00000030
 ghost n 1 0 1 0 00000040
@@ -224,10 +225,8 @@ pup n 2 0 2 0 00000050 00000060
 latin n 2 0 2 0 00000070 00000080
 native n 1 0 1 0 00000100
 tenant n 2 0 2 0 00000020 00000100
-""",
-        encoding="utf-8",
-    )
-    dictionary = tools.dictionary.Dictionary(tmp_path)
+"""
+    dictionary = tools.dictionary.Dictionary(wordnet(tmp_path, data, index))
     words = ["poet", "poets", "homer", "ghost", "pup", "latin", "unheard"]
     assert dictionary.people(words) == {"poet", "poets", "homer", "latin"}
     assert dictionary.animals(words) == {"pup"}
@@ -235,17 +234,13 @@ tenant n 2 0 2 0 00000020 00000100
 
 
 def test_other_names_are_those_that_mean_the_same_before_all_else(tools: SimpleNamespace, tmp_path: Path) -> None:
-    (tmp_path / "data.noun").write_text(
-        """\
+    data = """\
 00000010 06 n 04 fire_engine 0 fire_truck 0 engine 0 hot_wheels 0 000 | a lorry with a ladder
 00000020 04 n 01 hot_wheels 0 000 | a game
 00000030 18 n 02 taco 0 rude_name 0 000 | a person
 00000040 04 n 02 tennis 0 lawn_tennis 0 000 | a game that cannot be seen
-""",
-        encoding="utf-8",
-    )
-    (tmp_path / "index.noun").write_text(
-        """\
+"""
+    index = """\
 fire_engine n 1 0 1 0 00000010
 fire_truck n 1 0 1 0 00000010
 engine n 1 0 1 0 00000010
@@ -254,10 +249,8 @@ taco n 1 0 1 0 00000030
 rude_name n 1 0 1 0 00000030
 tennis n 1 0 1 0 00000040
 lawn_tennis n 1 0 1 0 00000040
-""",
-        encoding="utf-8",
-    )
-    dictionary = tools.dictionary.Dictionary(tmp_path)
+"""
+    dictionary = tools.dictionary.Dictionary(wordnet(tmp_path, data, index))
     assert dictionary.other_names("fire engine") == ["fire truck"]
     assert [dictionary.other_names(name) for name in ("taco", "tennis", "unheard of")] == [[], [], []]
 

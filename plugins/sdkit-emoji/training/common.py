@@ -100,6 +100,14 @@ def channels_last(module: Module, device: torch.device) -> Module:
     return module
 
 
+def trained(kind: type[Module], folder: Path, part: str, device: torch.device) -> Module:
+    """A network with the averaged weights of a folder (see `weights`), for use: in eval mode, without gradients."""
+    content = weights(folder, part, device)
+    network = kind(**content["config"])
+    network.load_state_dict(content["average"])
+    return network.to(device).eval().requires_grad_(False)
+
+
 def load_pictures(data: Path) -> tuple[np.ndarray[Any, Any], list[dict[str, Any]]]:
     """The pictures (n, 128, 128, 4) uint8, mapped from the file, and their captions."""
     captions: list[dict[str, Any]] = json.loads((data / "captions.json").read_text(encoding="utf-8"))

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from captions import COLOURS, caption
-from common import add_precision, channels_last, load_pictures, weights
+from common import add_precision, channels_last, load_pictures, trained
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from train_denoiser import COLOURED, Texts, read_concepts, walk
 
 from sdkit import take
+from sdkit_emoji.front import WEIGHTS
 from sdkit_emoji.networks import TextStates, UNet
 from sdkit_training import normals
 
@@ -49,9 +50,8 @@ def asked(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights"
     parser.add_argument("--data", type=Path, required=True, help="folder made by prepare.py")
-    parser.add_argument("--model", type=Path, default=here, help="folder of exported weights")
+    parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of exported weights")
     parser.add_argument("--concepts", type=Path, required=True, help="the list the denoiser was trained on")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--times", type=int, default=5, help="drawings of each picture")
@@ -78,10 +78,7 @@ def main() -> None:
     )
     texts = Texts(arguments.model, device)
     cond, empty = texts(list(prompts)), texts([""])
-    content = weights(arguments.model, "denoiser", device)
-    unet = UNet(**content["config"])
-    unet.load_state_dict(content["average"])
-    channels_last(unet, device).eval().requires_grad_(False)
+    unet = channels_last(trained(UNet, arguments.model, "denoiser", device), device)
 
     def network(x: Tensor, times: Tensor, states: TextStates) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -92,7 +89,7 @@ def main() -> None:
     found = []
     for first in tqdm(range(0, len(places), arguments.batch), desc="drawings", mininterval=10):
         rows = slice(first, min(first + arguments.batch, len(places)))
-        noise = normals(arguments.seed, f"drawing {first}", rows.stop - first, content["config"]["channels"], 16, 16)
+        noise = normals(arguments.seed, f"drawing {first}", rows.stop - first, unet.first.in_channels, 16, 16)
         *_, last = walk(network, take(cond, rows), empty, noise.to(device), arguments.steps, guidance)
         found.append(last.cpu())
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

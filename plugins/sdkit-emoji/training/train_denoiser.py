@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from attrs import frozen
 from captions import COLOURS, caption, clean
-from common import add_arguments, add_precision, channels_last, compose, load_pictures, weights, write_weights
+from common import add_arguments, add_precision, channels_last, compose, load_pictures, trained, weights, write_weights
 from dictionary import near, read
 from pace import follow, paced
 from sheet import PROMPTS, draw
@@ -62,12 +62,10 @@ class Texts:
     """The frozen text encoder with its tokenizer, always padded to the same length."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        content = weights(folder, "text", device)
-        self.network = TextEncoder(**content["config"]).to(device).eval().requires_grad_(False)
-        self.network.load_state_dict(content["average"])
+        self.network = trained(TextEncoder, folder, "text", device)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(content["config"]["length"])
-        self.tokenizer.enable_padding(length=content["config"]["length"])
+        self.tokenizer.enable_truncation(self.network.length)
+        self.tokenizer.enable_padding(length=self.network.length)
         self.device = device
 
     @torch.no_grad()
@@ -250,9 +248,7 @@ def main() -> None:
     pictures, captions = load_pictures(arguments.data)
     concepts = read_concepts(arguments.concepts, {one["label"] for one in captions})
     kept = [index for index, one in enumerate(captions) if one["label"] in concepts]
-    content = weights(arguments.autoencoder, "autoencoder", device)
-    autoencoder = Autoencoder(**content["config"]).to(device).eval().requires_grad_(False)
-    autoencoder.load_state_dict(content["average"])
+    autoencoder = trained(Autoencoder, arguments.autoencoder, "autoencoder", device)
     writing = np.random.default_rng(arguments.seed)
     shades, behind = grounds(len(kept), writing)
     latents = torch.stack([encoded(autoencoder, pictures, kept, one, device) for one in behind], 1)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from attrs import evolve, frozen
 from captions import caption
-from common import add_arguments, add_precision, channels_last, weights
+from common import add_arguments, add_precision, channels_last, trained
 from export import half
 from pace import follow, paced
 from safetensors import safe_open
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from train_denoiser import Texts
 
 from sdkit import Flow, RectifiedFlow, take
+from sdkit_emoji.front import WEIGHTS
 from sdkit_emoji.motion import TRAVEL, Motion, Moving, circle, digest, layers_for
 from sdkit_emoji.networks import Autoencoder, TextStates, UNet
 from sdkit_training import LogitNormal, Plan, Training, losses, normals, order, uniforms
@@ -129,8 +130,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, steps=4000, batch=1, rate=1e-3)
-    here = Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights"
-    parser.add_argument("--model", type=Path, default=here, help="folder of exported weights of the image model")
+    parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of exported weights of the image model")
     parser.add_argument("--start", type=Path, help="motion.safetensors to start from, of another image model maybe")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped to the empty one")
     parser.add_argument("--decay", type=float, default=0.4, help="last share of the training, in which the rate falls")
@@ -145,9 +145,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    content = weights(arguments.model, "autoencoder", torch.device("cpu"))
-    autoencoder = Autoencoder(**content["config"]).eval().requires_grad_(False)
-    autoencoder.load_state_dict(content["average"])
+    autoencoder = trained(Autoencoder, arguments.model, "autoencoder", torch.device("cpu"))
     latents = encoded(autoencoder, arguments.data / "clips.npy", arguments.out / "latents.safetensors").to(device)
     about = json.loads((arguments.data / "clips.json").read_text(encoding="utf-8"))
     texts, writing = Texts(arguments.model, device), np.random.default_rng(arguments.seed)
@@ -157,10 +155,7 @@ def main() -> None:
     forms = torch.tensor([[place[text] for text in row] for row in written])
     lessons = Lessons(latents, texts(unique), forms, texts([""]), arguments.drop, arguments.travel, arguments.seed)
 
-    content = weights(arguments.model, "denoiser", device)
-    unet = UNet(**content["config"])
-    unet.load_state_dict(content["average"])
-    channels_last(unet, device).eval().requires_grad_(False)
+    unet = channels_last(trained(UNet, arguments.model, "denoiser", device), device)
     config = {"layers": layers_for(unet)}
     motion, shadow = Motion(config["layers"]).to(device), Motion(config["layers"]).to(device).requires_grad_(False)
     if arguments.start is not None:

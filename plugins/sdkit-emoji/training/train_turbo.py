@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from captions import COLOURS, caption
-from common import add_arguments, add_precision, channels_last, load_pictures, weights
+from common import add_arguments, add_precision, channels_last, load_pictures, trained
 from export import half
 from pace import follow, paced
 from safetensors import safe_open
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from train_denoiser import COLOURED, Texts, read_concepts, walk
 
 from sdkit import take
+from sdkit_emoji.front import WEIGHTS
 from sdkit_emoji.networks import TextStates, UNet
 from sdkit_training import Plan, Training, normals, uniforms
 
@@ -103,8 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, steps=2000, batch=32, rate=1e-3)
     add_precision(parser)
-    here = Path(__file__).resolve().parent.parent / "src/sdkit_emoji/weights"
-    parser.add_argument("--model", type=Path, default=here, help="folder of exported weights")
+    parser.add_argument("--model", type=Path, default=WEIGHTS, help="folder of exported weights")
     parser.add_argument("--concepts", type=Path, required=True, help="the list the denoiser was trained on")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--ways", type=int, default=3000, help="captions whose way is followed")
@@ -123,10 +123,7 @@ def main() -> None:
     texts = Texts(arguments.model, device)
     prompts = written(arguments.data, arguments.concepts, arguments.ways, arguments.seed)
     cond, empty = texts(prompts), texts([""])
-    content = weights(arguments.model, "denoiser", device)
-    unet = UNet(**content["config"])
-    unet.load_state_dict(content["average"])
-    channels_last(unet, device).eval().requires_grad_(False)
+    unet = channels_last(trained(UNet, arguments.model, "denoiser", device), device)
 
     def run(parameters: dict[str, Tensor], x: Tensor, times: Tensor, told: TextStates) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -145,7 +142,7 @@ def main() -> None:
     else:
         walked = None
     if walked is None:
-        shape = (content["config"]["channels"], 16, 16)
+        shape = (unet.first.in_channels, 16, 16)
         found = []
         for first in tqdm(range(0, len(prompts), 32), desc="ways", mininterval=10):
             rows = slice(first, min(first + 32, len(prompts)))

@@ -112,12 +112,12 @@ class Readings:
         named = self._named.search(read.text.lower()) is not None
         if not (named or any(map(knows, words))):
             return read
-        if any(not knows(one) and not self._dictionary(one, usual) for one in words):
+        if any(self._made_up(one, knows, usual) for one in words):
             return read
         return evolve(read, text=f"{read.text.rstrip(' ,.')}, {self.style} style", style=self.style)
 
     def _drawn(self, prompt: str, knows: Callable[[str], bool], usual: Callable[[str], bool]) -> Reading:
-        """The prompt with a concept that is to be drawn, without what was not taught."""
+        """The prompt with what is to be drawn in words that were taught, and alone."""
         styles = [match.span() for match in STYLED.finditer(prompt)]
         found = [
             match for match in WORD.finditer(prompt) if not any(start <= match.start() < end for start, end in styles)
@@ -194,7 +194,7 @@ class Readings:
         spans = [kept] + ([behind.span()] if behind else [])
         others = [one for one in found if not any(a < one.end() and one.start() < b for a, b in spans)]
         others = [one for one in others if _plain(one[0]) not in FILLERS]
-        names = [one for one in others if not knows(_plain(one[0])) and not self._dictionary(_plain(one[0]), usual)]
+        names = [one for one in others if self._made_up(_plain(one[0]), knows, usual)]
         style = STYLED.search(prompt)
         if names or (style is not None and self._adapters(style[0])):
             names = [one for one in others if one in names or knows(_plain(one[0]))]
@@ -212,11 +212,13 @@ class Readings:
         """Whether a style is none of the model's, so that an adapter may know it."""
         return bool(self.styles) and style.lower().removesuffix(" style") not in self.styles
 
-    def _dictionary(self, word: str, usual: Callable[[str], bool]) -> bool:
-        """Whether a word is one of the language, not a name that somebody made up."""
+    def _made_up(self, word: str, knows: Callable[[str], bool], usual: Callable[[str], bool]) -> bool:
+        """Whether a word was not taught and is none of the language: a name, maybe one that an adapter was taught."""
+        if knows(word):
+            return False
         forms = {word, word.removesuffix("'s"), word.removesuffix("s") if len(word) > 4 else word}
         known = any(usual(form) or form in self.nouns or form in self.faces for form in forms)
-        return known or len(word) < 3 or FORMED.search(word) is not None
+        return not (known or len(word) < 3 or FORMED.search(word))
 
     def _acts(self, before: str, word: str, knows: Callable[[str], bool]) -> bool:
         """Whether a word says what the thing before it does: "a car driving", not "a happy smiling cat"."""
